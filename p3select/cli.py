@@ -1,0 +1,229 @@
+"""The command line: one command per public function, no arithmetic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import p3select
+from p3select.errors import InputError, P3Error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUN = click.option("--run", required=True, metavar="DIR", help="The run folder: all that belongs to one training run.")
+EPOCH = click.option("--epoch", type=int, default=1, show_default=True, help="The epoch to come, counted from 1.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout instead of a table.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what was made otherwise.")
+COLUMN = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help="Name a column: prompt=question, completion=answer, messages=chat, id=uid …; can be given again.",
+)
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="For what is drawn.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(p3select.__version__, prog_name="p3select")
+def cli() -> None:
+    """Choose fine-tuning data anew each epoch: difficulty under the policy, pace, diversity (P3).
+
+    \b
+    p3select score  train.parquet --run runs/a --model checkpoints/0
+    p3select embed  train.parquet --run runs/a --encoder sentence-transformers/all-MiniLM-L6-v2
+    p3select select --run runs/a --epoch 1 --epochs 5 --budget 1000
+    p3select export --run runs/a --epoch 1 --to trl --out runs/a/epoch-1
+    """
+
+
+@cli.command()
+@click.argument("data", nargs=-1, required=True)
+@RUN
+@click.option("--model", required=True, metavar="M", help="The policy: a folder, a GGUF file or a Hugging Face id.")
+@EPOCH
+@click.option("--scorer", default="transformers", show_default=True, help="The backend that reads log-probabilities.")
+@click.option("--adapter", metavar="DIR", help="A PEFT adapter to put on the model, unmerged.")
+@click.option(
+    "--actions", default="line", show_default=True, help="What is a step: line, sentence, token, whole, re:PATTERN."
+)
+@click.option("--max-length", type=int, metavar="N", help="Tokens of a row that are kept. [default: the model's limit]")
+@click.option(
+    "--truncate",
+    type=click.Choice(["keep-start", "skip", "error"]),
+    default="keep-start",
+    show_default=True,
+    help="What becomes of a longer row.",
+)
+@click.option("--limit", type=int, metavar="N", help="Score the first N rows only.")
+@click.option(
+    "--dry-run", is_flag=True, help="Count tokens, score a sample, print the time it would take; write nothing."
+)
+@SEED
+@COLUMN
+@OVERWRITE
+@JSON
+def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Read the log-probabilities of every row's completion in DATA under the model.
+
+    DATA is Parquet or JSON Lines: files, folders or globs. A killed run goes on where it was when the command is
+    given again.
+
+    \b
+    p3select score train.parquet --run runs/a --model checkpoints/epoch-1 --epoch 2
+    """
+    from p3select import scores
+
+    options["columns"] = _columns(options["columns"])
+    seed = options.pop("seed")
+    if dry_run:
+        for name in ("run", "epoch", "overwrite"):
+            del options[name]
+        _print(scores.estimate(list(data), seed=seed, **options), as_json)
+    else:
+        _print(p3select.score(list(data), show_progress=True, **options), as_json)
+
+
+@cli.command()
+@click.argument("data", nargs=-1, required=True)
+@RUN
+@click.option("--encoder", required=True, metavar="M", help="A sentence-transformers folder or Hugging Face id.")
+@click.option(
+    "--text",
+    type=click.Choice(["prompt", "completion", "both"]),
+    default="prompt",
+    show_default=True,
+    help="What of a row is embedded.",
+)
+@COLUMN
+@OVERWRITE
+@JSON
+def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Embed every row of DATA, once for a run.
+
+    \b
+    p3select embed train.parquet --run runs/a --encoder sentence-transformers/all-MiniLM-L6-v2
+    """
+    options["columns"] = _columns(options["columns"])
+    _print(p3select.embed(list(data), show_progress=True, **options), as_json)
+
+
+@cli.command()
+@RUN
+@click.option("--epoch", type=int, required=True, help="The epoch to select for, counted from 1.")
+@click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
+@click.option("--budget", required=True, metavar="K", help="Rows to select: a count such as 1000, or a share: 20%.")
+@click.option(
+    "--pace",
+    default="linear:50:95",
+    show_default=True,
+    help="The percentile of difficulty up to which rows are eligible: linear:A:B, constant:P, paper-code …",
+)
+@click.option("--difficulty", default="p3", show_default=True, help="p3 (the paper's) or nll (nats per token).")
+@click.option(
+    "--quality",
+    type=click.Choice(["harder", "easier", "none"]),
+    default="harder",
+    show_default=True,
+    help="Which of the eligible rows the DPP prefers.",
+)
+@click.option(
+    "--quality-weight", type=float, default=1.0, show_default=True, help="Exponent of quality: 0 for diversity alone."
+)
+@click.option("--selector", default="dpp", show_default=True, help="dpp, topk, uniform, or module:function.")
+@click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]")
+@SEED
+@OVERWRITE
+@JSON
+def select(as_json: bool, **options: Any) -> None:
+    """Choose the rows of an epoch and write the run's index file for it.
+
+    \b
+    p3select select --run runs/a --epoch 1 --epochs 5 --budget 20%
+    """
+    selection = p3select.select(**options)
+    path = p3select.Run(options["run"]).index(options["epoch"])
+    if as_json:
+        _print({**selection.metadata, **selection.summary, "index": str(path)}, as_json)
+        return
+    from p3select import tables
+
+    tables.selection(selection, path)
+
+
+@cli.command()
+@RUN
+@click.option("--epoch", type=int, required=True, help="The epoch whose index is exported.")
+@click.option("--to", required=True, help="jsonl, parquet or trl (a folder for datasets.load_dataset).")
+@click.option("--out", required=True, metavar="PATH", help="The file or folder to write.")
+@OVERWRITE
+@JSON
+def export(as_json: bool, **options: Any) -> None:
+    """Write the selected rows, every column of them, for a trainer.
+
+    \b
+    p3select export --run runs/a --epoch 1 --to jsonl --out epoch-1.jsonl
+    """
+    _print(p3select.export(**options), as_json)
+
+
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
+@click.option("--data", metavar="FILE", help="Your rows. [default: an excerpt of GSM8K]")
+@click.option("--model", metavar="M", help="Your policy. [default: SmolLM2-135M-Instruct]")
+@click.option("--encoder", metavar="M", help="Your encoder. [default: all-MiniLM-L6-v2]")
+@SEED
+def demo(**options: Any) -> None:
+    """Run two epochs of the whole loop on real rows with a real model, in some minutes on a CPU.
+
+    \b
+    p3select demo --data train.parquet --model checkpoints/0 --encoder sentence-transformers/all-MiniLM-L6-v2
+    """
+    from p3select import plugins
+
+    plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options)
+
+
+def _columns(given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in given]
+    for role, equals, name in pairs:
+        if not (role and equals and name):
+            raise InputError(f"--column {role}{equals}{name}: give ROLE=NAME, such as prompt=question")
+    return {role: name for role, _, name in pairs}
+
+
+def _print(summary: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(summary, ensure_ascii=False))
+        return
+    from p3select import tables
+
+    tables.summary(summary)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: 0 done, 2 bad input, 1 a fault inside, 130 interrupted."""
+    try:
+        cli.main(arguments, prog_name="p3select", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "p3select"
+        _fail(f"{error.format_message()} (see '{where} --help')")
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except P3Error as error:
+        _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("interrupted: what was finished stays; give the same command again to go on\n")
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(2)

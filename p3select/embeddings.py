@@ -1,0 +1,180 @@
+"""Embeddings: dataset × encoder → unit rows, once for a run, memory-mapped."""
+
+from __future__ import annotations
+
+import time
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from p3select import fingerprints, plugins, progress
+from p3select.dataset import Dataset, load
+from p3select.errors import InputError, MismatchError
+from p3select.run import Run, read_json, write_json, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+TEXTS = ("prompt", "completion", "both")
+BUILTIN = {"sentence-transformers": ("p3select.encoders:SentenceTransformersEncoder", "hf")}
+# Rows read, encoded and written at a time; within them texts are sorted by length.
+BLOCK_ROWS = 2048
+
+
+class Encoder(Protocol):
+    """What embedding needs of a sentence encoder."""
+
+    provenance: Mapping[str, str]
+    """What the vectors depend on: encoder, name, revision, fingerprint, dtype, versions. Stored and compared."""
+
+    dimension: int
+    """Numbers in a vector."""
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+        """Vectors (n, dimension), of any length, and how many texts were too long and were cut."""
+        ...
+
+
+def embed(
+    data: str | Path | Sequence[str | Path] | Dataset,
+    run: Run | str | Path,
+    encoder: str | Path | Encoder,
+    *,
+    text: str = "prompt",
+    columns: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Unit-norm embeddings of every row, for the similarity of the DPP (stage III of P3).
+
+    Args:
+        data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
+        run: The run folder; ``embeddings/embeddings.npy``, float32 (n, d), goes there.
+        encoder: A sentence-transformers model (local folder or Hugging Face id), or an Encoder.
+        text: What of a row is embedded: ``prompt`` (as in the paper: all that is not the target), ``completion``
+            or ``both``.
+        columns: Role → column name, where they are not the usual ones.
+        overwrite: Embed anew where another encoder's vectors are.
+        show_progress: Print rows/s and the time left on stderr.
+
+    Returns:
+        A summary: rows, dimension, truncated (texts that the encoder cut), reused (whether the vectors were there),
+        seconds.
+
+    Raises:
+        InputError: Bad data or encoder, or a text with a vector that is zero or not finite; it names the row.
+        MismatchError: The folder holds other vectors.
+    """
+    start = time.monotonic()
+    if text not in TEXTS:
+        raise InputError(f"text {text!r}: one of {', '.join(TEXTS)}")
+    dataset = load(data, columns)
+    run = run if isinstance(run, Run) else Run(run)
+    engine = _encoder(encoder)
+    run.bind(dataset)
+    made = {"dataset": dataset.fingerprint, "text": text, "rows": len(dataset), **engine.provenance}
+    known = _known(run)
+    if known is not None and not overwrite:
+        changed = sorted(key for key in made if made[key] != known.get(key))
+        if changed:
+            raise MismatchError(
+                f"{run.embeddings.parent} holds vectors made otherwise (differs in {', '.join(changed)}); "
+                "give another --run, or --overwrite to embed again"
+            )
+        return {**_brief(known), "reused": True, "seconds": time.monotonic() - start}
+    truncated = 0
+
+    def write(path: Path) -> None:
+        nonlocal truncated
+        shape = (len(dataset), engine.dimension)
+        # The file keeps its .npy header whatever its temporary name is.
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        with progress.track("embedding", len(dataset), show=show_progress) as advance:
+            for first in range(0, len(dataset), BLOCK_ROWS):
+                stop = min(first + BLOCK_ROWS, len(dataset))
+                vectors, cut = engine.encode([_text(row, text) for row in dataset.rows(first, stop)])
+                array[first:stop] = _unit(vectors, first, engine.dimension)
+                truncated += cut
+                advance(stop - first, 0)
+        array.flush()
+        # From here until the new manifest is written there are no embeddings, rather than some under a wrong name.
+        _manifest(run).unlink(missing_ok=True)
+
+    write_whole(run.embeddings, write)
+    made |= {
+        "dimension": engine.dimension,
+        "truncated": truncated,
+        "fingerprint": fingerprints.of_files(run.embeddings),
+    }
+    write_json(_manifest(run), made)
+    return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
+
+
+def read(run: Run) -> tuple[NDArray[np.float32], str]:
+    """A run's embeddings, memory-mapped, float32 (n, d), and their fingerprint.
+
+    Raises:
+        InputError: There are none.
+    """
+    known = _known(run)
+    if known is None:
+        raise InputError(f"{run.path}: no embeddings; run 'p3select embed DATA --run {run.path} --encoder M' first")
+    return np.load(run.embeddings, mmap_mode="r"), str(known["fingerprint"])
+
+
+def _manifest(run: Run) -> Path:
+    return run.embeddings.with_suffix(".json")
+
+
+def _known(run: Run) -> dict[str, Any] | None:
+    """The manifest of vectors that are there; without it (a killed call) they count as absent."""
+    if not (_manifest(run).is_file() and run.embeddings.is_file()):
+        return None
+    return read_json(_manifest(run))
+
+
+def _brief(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {key: manifest[key] for key in ("rows", "dimension", "truncated")}
+
+
+def _encoder(encoder: str | Path | Encoder) -> Encoder:
+    if isinstance(encoder, str | PathLike):
+        return cast("Encoder", plugins.find("encoder", "sentence-transformers", BUILTIN)(encoder))
+    return encoder
+
+
+def _text(row: dict[str, Any], text: str) -> str:
+    """What of a row is embedded; a row that has no such text gives the empty string."""
+    if "messages" in row:
+        turns = row["messages"] if isinstance(row["messages"], list) else []
+        prompt = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") != "assistant"]
+        completion = [turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "assistant"]
+    else:
+        prompt, completion = row["prompt"], row["completion"]
+    parts = {"prompt": [prompt], "completion": [completion], "both": [prompt, completion]}[text]
+    return "\n".join(part for part in map(_words, parts) if part)
+
+
+def _words(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    turns = part if isinstance(part, list) else []
+    return "\n".join(turn["content"] for turn in turns if isinstance(turn.get("content"), str))
+
+
+def _unit(vectors: NDArray[np.float32], first: int, dimension: int) -> NDArray[np.float32]:
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise InputError(f"the encoder gave vectors of shape {vectors.shape}, not (rows, {dimension})")
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if bad.size:
+        raise InputError(
+            f"row {first + bad[0]}: its embedding is zero or not finite (norm {norms[bad[0]]}); "
+            "leave the row out or use another encoder"
+        )
+    unit: NDArray[np.float32] = (vectors / norms[:, None]).astype(np.float32)
+    return unit

@@ -1,0 +1,28 @@
+"""Errors that p3select raises on purpose.
+
+::
+
+    P3Error                 anything that the user can mend; the CLI prints it in one line and exits with 2
+    ├── InputError          bad data, option or file: the message names it and the remedy
+    ├── MismatchError       stored work belongs to other data, weights or settings than the ones given
+    └── MissingLibraryError an optional library is not installed: the message has the pip command
+"""
+
+
+class P3Error(Exception):
+    """Base of every error that p3select raises on purpose."""
+
+
+class InputError(P3Error, ValueError):
+    """Bad data, option or file; the message names the place and the remedy."""
+
+
+class MismatchError(P3Error):
+    """What is stored was made from other data, weights or settings than what is asked for now."""
+
+
+class MissingLibraryError(P3Error, ImportError):
+    """An optional library is not installed."""
+
+    def __init__(self, feature: str, library: str, extra: str) -> None:
+        super().__init__(f"{feature} needs {library}: pip install 'p3select[{extra}]'")

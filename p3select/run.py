@@ -1,0 +1,146 @@
+"""The run folder: where everything of one dataset and one training run lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p3select.dataset import Dataset, load
+from p3select.errors import InputError, MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+FORMAT = 1
+
+
+class Run:
+    """A run folder: ``run.json``, ``embeddings/``, ``scores/epoch-001/``, ``index/epoch-001.parquet``.
+
+    Args:
+        path: The folder; it is made when something is first written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def embeddings(self) -> Path:
+        """The embeddings' array, float32 (n, d), readable with ``numpy.load(..., mmap_mode="r")``."""
+        return self.path / "embeddings" / "embeddings.npy"
+
+    def scores(self, epoch: int) -> Path:
+        """The folder of an epoch's score shards."""
+        return self.path / "scores" / f"epoch-{_checked(epoch):03d}"
+
+    def index(self, epoch: int) -> Path:
+        """The index file of an epoch."""
+        return self.path / "index" / f"epoch-{_checked(epoch):03d}.parquet"
+
+    def info(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises:
+            InputError: The folder is no run folder, or of another format.
+        """
+        file = self.path / "run.json"
+        if not file.is_file():
+            raise InputError(f"{self.path}: no run folder (run.json is missing); 'p3select score' makes one")
+        info: dict[str, Any] = read_json(file)
+        if info.get("format") != FORMAT:
+            raise InputError(f"{file}: format {info.get('format')!r}; this version of p3select reads format {FORMAT}")
+        return info
+
+    def bind(self, dataset: Dataset) -> None:
+        """Make the folder the dataset's, or check that it is.
+
+        Raises:
+            MismatchError: The folder belongs to other rows.
+        """
+        file = self.path / "run.json"
+        described = {
+            "paths": list(dataset.paths),
+            "fingerprint": dataset.fingerprint,
+            "columns": dict(dataset.columns),
+            "rows": len(dataset),
+        }
+        if file.is_file():
+            known = self.info()["dataset"]
+            if known["fingerprint"] != dataset.fingerprint:
+                raise MismatchError(
+                    f"{self.path} belongs to other data: {known['rows']} rows of {known['paths'][0]} "
+                    f"(fingerprint {known['fingerprint'][:12]}), not the {len(dataset)} rows of {dataset.paths[0]} "
+                    f"({dataset.fingerprint[:12]}); use another --run folder for these rows"
+                )
+            if known == described:
+                return
+        write_json(file, {"format": FORMAT, "dataset": described})
+
+    def dataset(self) -> Dataset:
+        """The dataset, read from where it was.
+
+        Raises:
+            InputError: Its files are gone.
+            MismatchError: They hold other rows than before.
+        """
+        known = self.info()["dataset"]
+        dataset = load(known["paths"], known["columns"])
+        if dataset.fingerprint != known["fingerprint"]:
+            raise MismatchError(
+                f"{', '.join(known['paths'])}: changed since {self.path} was made (fingerprint "
+                f"{known['fingerprint'][:12]}, now {dataset.fingerprint[:12]}); use a new --run folder"
+            )
+        return dataset
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that it is there whole or not at all, also when the process is killed.
+
+    Args:
+        path: The file.
+        write: Called with the temporary path to write to, in the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON for people and machines, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that p3select wrote.
+
+    Raises:
+        InputError: It is not JSON.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and run the command again") from None
+    return value
+
+
+def _checked(epoch: int) -> int:
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+        raise InputError(f"epoch {epoch!r}: epochs count from 1")
+    return epoch

@@ -1,0 +1,76 @@
+"""Selectors: which k of the eligible rows. One algorithm, one file, one function.
+
+This module is the door: it names the built-in selectors and imports the chosen one only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from p3select import plugins
+from p3select.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+BUILTIN = {
+    "dpp": ("p3select.selectors.dpp:dpp", ""),
+    "topk": ("p3select.selectors.topk:topk", ""),
+    "uniform": ("p3select.selectors.uniform:uniform", ""),
+}
+
+
+class Selector(Protocol):
+    """What selection needs of an algorithm.
+
+    A selector that names the keyword ``scale`` is given the scale h of the similarity, and one that names
+    ``seed`` a seed (an int or a sequence of them, as :func:`numpy.random.default_rng` takes).
+    """
+
+    def __call__(
+        self, embeddings: NDArray[np.float32] | None, quality: NDArray[np.float64], k: int, **options: Any
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Choose k rows.
+
+        Args:
+            embeddings: (n, d) of norm 1; None where there are none, for selectors that do not use them.
+            quality: (n,) ≥ 0.
+            k: 1 ≤ k ≤ n.
+            **options: Keywords of the selector's own.
+
+        Returns:
+            (rows, gains): (k,) int64 distinct rows in the order picked, and (k,) float64, for each pick the
+            ratio det L_{picked so far} / det L_{picked before} of the kernel that the selector goes by.
+        """
+        ...
+
+
+def find(name: str) -> Selector:
+    """The selector of a name: a built-in, an entry point of ``p3select.selectors``, or ``module:attribute``.
+
+    Raises:
+        InputError: There is no such selector; the message lists those that there are.
+    """
+    return cast("Selector", plugins.find("selector", name, BUILTIN))
+
+
+def checked(quality: ArrayLike, k: int) -> tuple[NDArray[np.float64], int]:
+    """Quality as float64 (n,) and k as int, refused where no selector could use them.
+
+    Raises:
+        InputError: Quality is not 1-D, or a row's is negative, not finite, or so large that its square is not
+            (the message names the row); k is not from 1 to n.
+    """
+    q = np.asarray(quality, dtype=np.float64)
+    if q.ndim != 1:
+        raise InputError(f"quality must be 1-D, one number per row, got shape {q.shape}")
+    bad = np.flatnonzero(~((q >= 0) & (q <= np.sqrt(np.finfo(np.float64).max))))
+    if bad.size:
+        raise InputError(f"row {bad[0]} has quality {q[bad[0]]}: it must be finite and ≥ 0")
+    k = operator.index(k)
+    if not 1 <= k <= q.size:
+        raise InputError(f"cannot choose k = {k} of {q.size} rows: k must be from 1 to the number of rows")
+    return q, k

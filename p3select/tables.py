@@ -1,0 +1,93 @@
+"""Results as tables for people, on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from p3select import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from p3select.index import Selection
+
+
+def summary(values: Mapping[str, Any]) -> None:
+    """A summary as two columns, a line per value."""
+    table = _plain()
+    for name, value in values.items():
+        if name == "notes":
+            for note in value:
+                table.add_row("note", note)
+        elif name == "seconds":
+            table.add_row("time", progress.left(value))
+        elif name == "memory_bytes":
+            table.add_row("memory", f"{value / 2**30:.1f} GiB")
+        else:
+            table.add_row(name.replace("_", " "), _text(value))
+    Console(highlight=False).print(table)
+
+
+def selection(chosen: Selection, path: Path) -> None:
+    """What an epoch's selection is like."""
+    meta, about = chosen.metadata, chosen.summary
+    table = _plain()
+    table.add_row("epoch", f"{meta['epoch']} of {meta['epochs']}")
+    table.add_row("λ", f"{meta['lam']:.4f} (percentile {meta['percentile']:g}, pace {meta['pace']})")
+    unscored = f", {_text(about['unscored'])} without a score" if about["unscored"] else ""
+    table.add_row("rows", f"{about['rows']:,}{unscored}")
+    table.add_row("eligible", f"{meta['eligible']:,}")
+    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{_shortage(meta)}")
+    for part in ("all", "eligible", "selected"):
+        table.add_row(f"mean difficulty, {part}", f"{about[f'difficulty_{part}']:.4f}")
+    table.add_row("same rows as plain top quality", f"{about['overlap_top']:.0%}")
+    if about["overlap_before"] is not None:
+        table.add_row("same rows as the epoch before", f"{about['overlap_before']:.0%}")
+    table.add_row("index", str(path))
+    console = Console(highlight=False)
+    console.print(table)
+    if about["diversity"] is not None:
+        console.print(diversity(about["diversity"]))
+
+
+def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
+    """The diversity of a selection beside a random and a top-quality one of its size."""
+    table = Table(title="diversity (higher is more diverse)", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    table.add_column("log det S / rows", justify="right")
+    table.add_column("distance to the nearest", justify="right")
+    for name, values in parts.items():
+        table.add_row(name, f"{values['log_det']:.4f}", f"{values['distance']:.4f}")
+    return table
+
+
+def _shortage(meta: Mapping[str, Any]) -> str:
+    text = ""
+    if meta["shortfall"]:
+        text += f"; {meta['shortfall']:,} fewer than the budget, as no more rows are eligible"
+    if meta["selector"] == "dpp" and meta["dependent"]:
+        text += f"; {meta['dependent']:,} of them copies of others, added by quality"
+    return text
+
+
+def _plain() -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {name}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

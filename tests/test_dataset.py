@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from p3select.dataset import load, take
+from p3select.errors import InputError
+
+ROWS = {"prompt": ["a", "b", "c é", "d"], "completion": ["1", "2", "3\n4", "😀"], "id": ["r0", "r1", "r2", "r3"]}
+
+
+def parquet(path, data=ROWS, **options):
+    pl.DataFrame(data).write_parquet(path, **options)
+    return path
+
+
+def test_rows_keep_their_order_over_files_folders_and_globs(tmp_path):
+    parquet(tmp_path / "b.parquet", {key: values[2:] for key, values in ROWS.items()})
+    parquet(tmp_path / "a.parquet", {key: values[:2] for key, values in ROWS.items()})
+    for data in (tmp_path, str(tmp_path / "*.parquet"), [tmp_path / "a.parquet", tmp_path / "b.parquet"]):
+        dataset = load(data)
+        assert [row["prompt"] for row in dataset.rows()] == ROWS["prompt"]
+        assert dataset.ids.to_pylist() == ROWS["id"]
+    assert load(tmp_path).rows(1, 3) == [
+        {"prompt": "b", "completion": "2"},
+        {"prompt": "c é", "completion": "3\n4"},
+    ]
+
+
+def test_the_fingerprint_is_of_the_content_only(tmp_path):
+    whole = load(parquet(tmp_path / "whole.parquet")).fingerprint
+    grouped = load(parquet(tmp_path / "grouped.parquet", row_group_size=1, compression="gzip")).fingerprint
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in pl.DataFrame(ROWS).to_dicts()))
+    more = parquet(tmp_path / "more.parquet", {**ROWS, "level": [1.0, 2.0, 3.0, 4.0]})
+    assert grouped == whole == load(lines).fingerprint == load(more).fingerprint
+    halves = tmp_path / "halves"
+    halves.mkdir()
+    parquet(halves / "0.parquet", {key: values[:1] for key, values in ROWS.items()})
+    parquet(halves / "1.parquet", {key: values[1:] for key, values in ROWS.items()})
+    assert load(halves).fingerprint == whole
+    for column, number, value in (("prompt", 0, "A"), ("completion", 3, "🙂"), ("id", 1, "r9"), ("prompt", 1, None)):
+        changed = {key: list(values) for key, values in ROWS.items()}
+        changed[column][number] = value
+        assert load(parquet(tmp_path / "changed.parquet", changed)).fingerprint != whole
+    moved = {**ROWS, "prompt": ["ab", "", "c é", "d"]}
+    assert load(parquet(tmp_path / "moved.parquet", moved)).fingerprint != whole
+
+
+def test_conventions(tmp_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    cases = [
+        ({"messages": [turns]}, {"messages": turns}),
+        ({"prompt": [turns[:1]], "completion": [turns[1:]]}, {"prompt": turns[:1], "completion": turns[1:]}),
+        (
+            {"conversations": [[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]]},
+            {"messages": turns},
+        ),
+        (
+            {"instruction": ["Add."], "input": ["1 2"], "output": ["3"]},
+            {"prompt": "Add.\n1 2", "completion": "3"},
+        ),
+        ({"instruction": ["Add."], "input": [""], "output": ["3"]}, {"prompt": "Add.", "completion": "3"}),
+        ({"instruction": ["Add."], "output": ["3"]}, {"prompt": "Add.", "completion": "3"}),
+    ]
+    for number, (data, row) in enumerate(cases):
+        path = tmp_path / f"{number}.parquet"
+        pl.DataFrame(data).write_parquet(path)
+        assert load(path).rows() == [row]
+
+
+def test_columns_can_be_named(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"question": ["q"], "answer": ["a"], "uid": [7], "completion": ["no"]})
+    dataset = load(path, {"prompt": "question", "completion": "answer", "id": "uid"})
+    assert dataset.rows() == [{"prompt": "q", "completion": "a"}]
+    assert dataset.ids.to_pylist() == [7]
+    for columns, message in (
+        ({"prompt": "nope"}, "no column 'nope'"),
+        ({"question": "question"}, "unknown column role 'question'"),
+        ({"prompt": "question", "input": "uid"}, "do not go with"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(path, columns)
+
+
+def test_bad_files_are_named(tmp_path):
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 torn")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": \n')
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    (tmp_path / "mixed.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": ["a"], "completion": "b"}\n')
+    (tmp_path / "rows.csv").write_text("prompt,completion\n")
+    parquet(tmp_path / "other.parquet", {"text": ["x"]})
+    parquet(tmp_path / "none.parquet", {"prompt": [], "completion": []})
+    for name, message in (
+        ("torn.parquet", "torn.parquet: not readable as Parquet"),
+        ("bad.jsonl", "bad.jsonl, line 2: not JSON"),
+        ("list.jsonl", "line 1: a list where an object should be"),
+        ("mixed.jsonl", "column 'prompt': values of different types"),
+        ("rows.csv", "rows.csv: not a .parquet"),
+        ("other.parquet", "no columns to train on.*it has text"),
+        ("none.parquet", "no rows"),
+        ("gone.parquet", "no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path / name)
+
+
+def test_take_gives_every_column_in_the_order_asked(tmp_path):
+    parquet(tmp_path / "a.parquet", {**{key: values[:3] for key, values in ROWS.items()}, "level": [1, 2, 3]})
+    parquet(tmp_path / "b.parquet", {**{key: values[3:] for key, values in ROWS.items()}, "level": [4]})
+    dataset = load(tmp_path)
+    table = take(dataset, np.array([3, 0, 2]))
+    assert table.column_names == ["prompt", "completion", "id", "level"]
+    assert table.column("level").to_pylist() == [4, 1, 3]
+    assert table.column("completion").to_pylist() == ["😀", "1", "3\n4"]
+    parquet(tmp_path / "b.parquet", {**{key: values[2:] for key, values in ROWS.items()}, "level": [3, 4]})
+    with pytest.raises(InputError, match="5 rows now, 4 when"):
+        take(dataset, np.array([0]))
+
+
+def test_arrow_layout_does_not_count(tmp_path):
+    rows = [[{"role": "user", "content": "hi"}], None, [], [{"role": "user", "content": None}]]
+    large = pa.array(rows, pa.large_list(pa.struct([("role", pa.large_string()), ("content", pa.large_string())])))
+    small = pa.array(rows, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+    found = []
+    for number, array in enumerate((large, small)):
+        path = tmp_path / f"{number}.parquet"
+        pa.parquet.write_table(pa.table({"messages": array}), path)
+        found.append(load(path).fingerprint)
+    assert found[0] == found[1]

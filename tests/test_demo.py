@@ -1,0 +1,53 @@
+"""The whole loop with the real model, encoder and trainer, on few rows."""
+
+import polars as pl
+import pytest
+
+from p3select import demo
+from p3select.errors import InputError
+
+
+@pytest.mark.slow
+# The trainer's and the GGUF reader's own warnings are not ours.
+@pytest.mark.filterwarnings("ignore")
+def test_the_demo(tmp_path, gsm8k, smollm2, minilm, capsys):
+    data = tmp_path / "rows.parquet"
+    pl.read_parquet(gsm8k)[:20].write_parquet(data)
+    out = tmp_path / "out"
+    result = demo.demo(out, data=data, model=smollm2, encoder=minilm)
+    first, second = result["epochs"]
+    assert (first["eligible"], second["eligible"]) == (10, 19)
+    assert first["scores"]["model"] != second["scores"]["model"]
+    # Trained on the selected rows: these, at least, have become easier.
+    rows = pl.read_parquet(out / "run" / "index" / "epoch-001.parquet")["row"].to_list()
+    scores = [pl.read_parquet(out / "run" / "scores" / f"epoch-00{epoch}" / "*.parquet") for epoch in (1, 2)]
+    assert scores[1]["difficulty"][rows].mean() < scores[0]["difficulty"][rows].mean()
+    assert sorted(pl.read_parquet(out / "epoch-001" / "train.parquet")["id"]) == sorted(
+        pl.read_parquet(data)["id"][rows]
+    )
+    assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    for words in (
+        "λ",
+        "eligible rows",
+        "mean difficulty, all",
+        "mean difficulty, eligible",
+        "mean difficulty, selected",
+        "same rows as the epoch before",
+        "seconds, scoring",
+        "seconds, embedding",
+        "seconds, selection",
+        "seconds, training",
+        "p3select score  YOUR.parquet",
+    ):
+        assert words in printed
+    # Again, over the earlier one; but never over anybody else's files.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").touch()
+    with pytest.raises(InputError, match="not an earlier demo's"):
+        demo.demo(tmp_path / "mine", data=data, model=smollm2, encoder=minilm)
+
+
+def test_the_packaged_models_are_found():
+    assert demo.packaged_model().suffix == ".gguf"
+    assert (demo.packaged_encoder() / "modules.json").is_file()

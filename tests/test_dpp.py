@@ -1,0 +1,334 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p3select import kernel
+from p3select.errors import InputError
+from p3select.selectors.dpp import TIE, VARIANCE_FLOOR, dpp
+from p3select.selectors.topk import topk
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def draw(seed, n, d):
+    rng = np.random.default_rng(seed)
+    return unit(rng.standard_normal((n, d))), rng.uniform(0.05, 1, n)
+
+
+def clusters(seed, groups, each, d=64, spread=0.02):
+    """Rows in groups of near-duplicates (cosine about 1 − spread²·d), shuffled, with their group."""
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.standard_normal((groups, d)))
+    group = rng.permutation(np.repeat(np.arange(groups), each))
+    return unit(centres[group] + spread * rng.standard_normal((groups * each, d))), group
+
+
+def full_kernel(x, q, h):
+    """L by its definition, from the distances, in no way as the package computes it."""
+    squared = ((x[:, None] - x[None]) ** 2).sum(-1)
+    return np.outer(q, q) * np.exp(-squared / (2 * h))
+
+
+def determinant(matrix, rows):
+    return np.linalg.det(matrix[np.ix_(rows, rows)]) if rows else 1.0
+
+
+small = {
+    "seed": st.integers(0, 2**32 - 1),
+    "n": st.integers(2, 12),
+    "d": st.integers(2, 8),
+    "h": st.sampled_from([0.1, 0.5, 1.0, 2.0]),
+}
+
+
+@given(**small)
+@settings(deadline=None, max_examples=100)
+def test_brute_force_each_pick_multiplies_the_determinant_most(seed, n, d, h):
+    x, q = draw(seed, n, d)
+    s = full_kernel(x, np.ones(n), h)
+    rows, gains = dpp(x, q, n, scale=h)
+    for t in range(n):
+        before = rows[:t].tolist()
+        if determinant(s, before) < 1e-9:  # a determinant below says nothing about ratios in float64
+            break
+        ratio = np.array([determinant(s, [*before, i]) if i not in before else 0.0 for i in range(n)])
+        ratio *= q**2 / determinant(s, before)
+        best = ratio.max()
+        assert ratio[rows[t]] >= best - 1e-6
+        assert gains[t] == pytest.approx(ratio[rows[t]], abs=1e-6)
+        if np.partition(ratio, -2)[-2] < best - 1e-6:
+            assert rows[t] == ratio.argmax()
+
+
+@given(**small)
+@settings(deadline=None, max_examples=100)
+def test_brute_force_the_path_of_a_plain_greedy(seed, n, d, h):
+    """Conditional variances by solving, not by updating: the same rows, in the same order."""
+    x, q = draw(seed, n, d)
+    s = full_kernel(x, np.ones(n), h)
+    rows, gains = dpp(x, q, n, scale=h)
+    for t in range(n):
+        picked = rows[:t]
+        inverse = np.linalg.pinv(s[np.ix_(picked, picked)], hermitian=True, rcond=1e-14)
+        variance = 1 - np.einsum("pi,pr,ri->i", s[picked], inverse, s[picked])
+        variance[picked] = -1
+        if variance.max() < 1e-7:
+            break
+        gain = q**2 * variance
+        assert gain[rows[t]] == pytest.approx(gain.max(), rel=1e-4, abs=1e-9)
+        assert gains[t] == pytest.approx(gain[rows[t]], rel=1e-4, abs=1e-9)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 60),
+    d=st.integers(8, 30),
+    h=st.sampled_from([0.1, 0.5, 1.0]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=60)
+def test_sum_of_log_gains_is_log_det_and_gains_never_rise(seed, n, d, h, data):
+    x, q = draw(seed, n, d)
+    k = data.draw(st.integers(1, n))
+    rows, gains = dpp(x, q, k, scale=h)
+    assert len(set(rows.tolist())) == k
+    assert np.all(gains > 0)
+    assert np.all(gains[1:] <= gains[:-1] * (1 + 10 * TIE))
+    sign, log_det = np.linalg.slogdet(full_kernel(x, q, h)[np.ix_(rows, rows)])
+    assert sign == 1
+    assert np.log(gains).sum() == pytest.approx(log_det, rel=1e-8, abs=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(5, 80), st.integers(3, 20))
+@settings(deadline=None, max_examples=40)
+def test_permutation_and_rotation_change_nothing(seed, n, d):
+    x, q = draw(seed, n, d)
+    rng = np.random.default_rng(seed)
+    k = max(1, n // 3)
+    rows, gains = dpp(x, q, k)
+    order = rng.permutation(n)
+    shuffled, gains_shuffled = dpp(x[order], q[order], k)
+    np.testing.assert_array_equal(order[shuffled], rows)
+    np.testing.assert_allclose(gains_shuffled, gains, rtol=1e-7)
+    rotated, gains_rotated = dpp(x @ np.linalg.qr(rng.standard_normal((d, d)))[0], q, k)
+    np.testing.assert_array_equal(rotated, rows)
+    np.testing.assert_allclose(gains_rotated, gains, rtol=1e-7)
+
+
+def test_quality_in_another_unit_scales_the_gains_alone():
+    x, q = draw(1, 50, 6)
+    rows, gains = dpp(x, q, 20)
+    for unit_of_q in (1e-100, 3.0, 1e100):
+        scaled, gains_scaled = dpp(x, q * unit_of_q, 20)
+        np.testing.assert_array_equal(scaled, rows)
+        np.testing.assert_allclose(gains_scaled, gains * unit_of_q**2, rtol=1e-12)
+
+
+def test_default_scale_is_that_of_the_data():
+    x, q = draw(2, 60, 6)
+    for got, expected in zip(dpp(x, q, 20), dpp(x, q, 20, scale=kernel.scale(x), method="dpp"), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_larger_scale_spreads_more_and_takes_less_quality():
+    x, q = draw(3, 400, 8)
+    picks = [dpp(x, q, 40, scale=h)[0] for h in (0.02, 0.3, 2.0)]
+    nearest = [np.sort(x[rows] @ x[rows].T, axis=1)[:, -2].mean() for rows in picks]
+    assert nearest[0] > nearest[1] > nearest[2]
+    assert q[picks[0]].mean() > q[picks[1]].mean() > q[picks[2]].mean()
+
+
+def test_ties_go_to_the_lower_row():
+    np.testing.assert_array_equal(dpp(np.eye(64), np.ones(64), 64)[0], np.arange(64))
+    rng = np.random.default_rng(4)
+    x = unit(rng.standard_normal((30, 384))).astype(np.float32)
+    copies, q = np.tile(x, (5, 1)), np.tile(rng.uniform(0.2, 1, 30), 5)
+    assert dpp(copies, q, 30)[0].max() < 30
+    np.testing.assert_array_equal(dpp(copies, q, 30)[0], dpp(x, q[:30], 30, scale=kernel.scale(copies))[0])
+
+
+def test_exact_copies_come_after_all_else_with_gain_0():
+    x, q = draw(5, 20, 6)
+    order = np.random.default_rng(5).permutation(60)
+    content = np.tile(np.arange(20), 3)[order]
+    rows, gains = dpp(x[content], q[content], 60)
+    assert len(set(content[rows[:20]].tolist())) == 20
+    assert np.all(gains[:20] > 0)
+    assert np.all(gains[20:] == 0)
+    assert int((gains == 0).sum()) == 40
+    rest = np.setdiff1d(np.arange(60), rows[:20])
+    np.testing.assert_array_equal(rows[20:], rest[np.argsort(-q[content][rest], kind="stable")])
+
+
+def test_of_copies_the_one_of_highest_quality_is_picked():
+    x, _ = draw(6, 10, 5)
+    rows, gains = dpp(np.repeat(x, 2, axis=0), np.tile([0.5, 0.8], 10), 10)
+    assert np.all(rows % 2 == 1)
+    assert np.all(gains > 0)
+
+
+def test_float32_noise_of_one_text_embedded_twice_is_a_copy():
+    x, q = draw(7, 30, 384)
+    noisy = x * (1 + 1e-7 * np.random.default_rng(70).standard_normal(x.shape))
+    both = np.concatenate([x, noisy]).astype(np.float32)
+    rows, gains = dpp(both, np.tile(q, 2), 60)
+    assert len(set((rows[:30] % 30).tolist())) == 30
+    assert int((gains == 0).sum()) == 30
+
+
+def test_near_duplicates_are_told_apart_but_come_late():
+    x, _ = draw(8, 20, 16)
+    near = unit(x + 1e-3 * np.random.default_rng(80).standard_normal(x.shape))
+    rows, gains = dpp(np.concatenate([x, near]), np.ones(40), 40)
+    assert len(set((rows[:20] % 20).tolist())) == 20
+    assert np.all(gains > VARIANCE_FLOOR)
+    assert gains[20:].max() < 0.01 * gains[:20].min()
+
+
+def test_all_rows_alike():
+    rows, gains = dpp(np.tile([[0.6, 0.8]], (5, 1)), [0.5, 0.9, 0.1, 0.9, 0.7], 5)
+    np.testing.assert_array_equal(rows, [1, 3, 4, 0, 2])
+    np.testing.assert_allclose(gains, [0.81, 0, 0, 0, 0])
+
+
+def test_q_0_comes_last_by_row_and_q_equal_is_diversity_alone():
+    x, q = draw(9, 12, 4)
+    q[[2, 5, 7]] = 0
+    rows, gains = dpp(x, q, 12)
+    np.testing.assert_array_equal(rows[9:], [2, 5, 7])
+    np.testing.assert_array_equal(gains == 0, np.arange(12) >= 9)
+    rows, gains = dpp(x, np.zeros(12), 4)
+    np.testing.assert_array_equal(rows, np.arange(4))
+    assert np.all(gains == 0)
+    np.testing.assert_array_equal(dpp(x, np.full(12, 0.3), 8)[0], dpp(x, np.ones(12), 8)[0])
+
+
+def test_one_row():
+    rows, gains = dpp([[1.0, 0.0]], [0.5], 1)
+    assert (rows.tolist(), gains.tolist()) == ([0], [0.25])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (np.zeros(6), "row 3 .* norm 0"),
+        (np.full(6, np.nan), "row 3 .* not finite"),
+        (np.array([np.inf, 0, 0, 0, 0, 0]), "row 3 .* not finite"),
+        (np.full(6, 0.5), r"row 3 .* norm 1\.22"),
+    ],
+)
+def test_bad_embeddings_are_refused_with_their_row(row, message):
+    x, q = draw(10, 8, 6)
+    x[3] = row
+    with pytest.raises(InputError, match=message):
+        dpp(x, q, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"method": "dpp-local"}, r"unknown method 'dpp-local': there are auto, dpp$"),
+        ({"scale": 0.0}, "scale 0.0"),
+        ({"scale": -1.0}, "scale -1.0"),
+        ({"scale": np.nan}, "scale nan"),
+        ({"scale": np.inf}, "scale inf"),
+        ({"embeddings": None}, "dpp needs embeddings"),
+        ({"embeddings": np.ones(8)}, "2-D"),
+        ({"embeddings": np.eye(8)[:7]}, r"\(7,\) rows of embeddings, but 8 of quality"),
+    ],
+)
+def test_bad_options_are_refused(changed, message):
+    arguments = {"embeddings": np.eye(8), "quality": np.ones(8), "k": 3} | changed
+    with pytest.raises(InputError, match=message):
+        dpp(**arguments)
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_tried():
+    x = np.broadcast_to(np.float32([1, 0]), (2_000_000, 2))
+    with pytest.raises(InputError, match=r"k = 1000000 from 2000000 rows needs 16000\.0 GB, and .* available"):
+        dpp(x, np.ones(2_000_000), 1_000_000)
+
+
+def test_paper_defect_2_constant_features_are_seen():
+    hidden = np.tile(np.random.default_rng(11).standard_normal(16), (50, 1))
+    with np.errstate(invalid="ignore"):
+        standardised = (hidden - hidden[0]) / (hidden - hidden[0]).std(axis=0)
+    with pytest.raises(InputError, match=r"row 0 .* not finite"):
+        dpp(standardised, np.ones(50), 10)
+    rows, gains = dpp(unit(hidden), np.ones(50), 10)
+    np.testing.assert_array_equal(rows, np.arange(10))
+    assert int((gains == 0).sum()) == 9
+
+
+def test_paper_defect_3_more_picks_than_dimensions_are_not_noise():
+    x, q = draw(12, 400, 30)
+    rows, gains = dpp(x, q, 200)
+    assert len(set(rows.tolist())) == 200
+    assert np.all(gains > 1e-4 * q[rows] ** 2)
+    linear = np.linalg.slogdet((x @ x.T)[np.ix_(rows[:31], rows[:31])] + 0.0)
+    assert linear.logabsdet < -30  # the paper's kernel is singular after 30
+    log_det = np.linalg.slogdet(full_kernel(x, q, kernel.scale(x))[np.ix_(rows, rows)])
+    assert np.log(gains).sum() == pytest.approx(log_det.logabsdet, rel=1e-9)
+
+
+def test_paper_defect_4_a_budget_of_40_covers_40_clusters():
+    for seed in range(5):
+        x, group = clusters(seed, groups=40, each=10)
+        rows, gains = dpp(x, np.random.default_rng(seed).uniform(0.5, 1, 400), 40)
+        assert len(np.unique(group[rows])) == 40
+        assert np.all(gains > 0)
+
+
+def test_paper_defect_6_diversity_acts_and_the_weight_governs_it():
+    x, _ = clusters(13, groups=60, each=10)
+    difficulty = np.random.default_rng(13).beta(5, 2, 600)
+    overlap = []
+    for weight in (0.0, 1.0, 8.0, 64.0):
+        q = kernel.quality(difficulty, "harder", weight)
+        top = topk(None, kernel.quality(difficulty), 60)[0]
+        overlap.append(len(np.intersect1d(dpp(x, q, 60)[0], top)) / 60)
+    assert overlap == sorted(overlap)
+    assert overlap[0] < 0.2
+    assert overlap[1] < 0.75
+    assert overlap[3] > 0.9
+
+
+@pytest.mark.slow
+def test_paper_defect_6_diversity_acts_on_real_embeddings(minilm, gsm8k):
+    import polars as pl
+    from sentence_transformers import SentenceTransformer
+
+    prompts = pl.read_parquet(gsm8k)["prompt"].to_list()[:160]
+    twins = [prompt.replace(".", " .", 1) for prompt in prompts[:40]]
+    encoder = SentenceTransformer(str(minilm), device="cpu")
+    x = encoder.encode([*prompts, *twins], normalize_embeddings=True)
+    q = np.tile(np.random.default_rng(14).beta(5, 2, len(prompts)), 2)[: len(x)]
+    rows, gains = dpp(x, q, 25)
+    top = topk(None, q, 25)[0]
+    assert len(np.intersect1d(rows, top)) / 25 < 0.91
+    assert q[rows].mean() > np.quantile(q, 0.8)
+
+    def closest(chosen):
+        cosine = x[chosen] @ x[chosen].T
+        return cosine[np.triu_indices(len(chosen), 1)].max()
+
+    assert closest(top) > 0.95 > closest(rows)
+    assert np.all(gains > 0)
+    # One text, encoded in another batch, is a copy in spite of float32.
+    again = np.concatenate([encoder.encode([text], normalize_embeddings=True) for text in prompts[:4]])
+    gains = dpp(np.concatenate([x[:20], again]), np.ones(24), 24)[1]
+    np.testing.assert_array_equal(gains == 0, np.arange(24) >= 20)
+
+
+def test_paper_defect_13_n_by_n_is_never_formed():
+    x, q = draw(15, 20_000, 8)
+    tracemalloc.start()
+    dpp(x, q, 10, scale=0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 20_000 * 40  # bytes; n × n would be 8 · 20,000²

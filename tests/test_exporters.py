@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+import p3select
+from p3select.errors import InputError, MismatchError
+from tests.fakes import FakeScorer
+
+
+@pytest.fixture
+def run(tmp_path, gsm8k, smollm2):
+    from transformers import AutoTokenizer
+
+    data = tmp_path / "rows.parquet"
+    pl.read_parquet(gsm8k)[:50].write_parquet(data)
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(data, run, scorer=FakeScorer(AutoTokenizer.from_pretrained(smollm2)))
+    p3select.select(run, epoch=1, epochs=2, budget=10, selector="uniform")
+    return run
+
+
+def expected(run, tmp_path):
+    rows = pl.read_parquet(run.index(1))["row"].to_list()
+    return pl.read_parquet(tmp_path / "rows.parquet")[rows]
+
+
+def test_every_column_and_value_in_the_order_picked(run, tmp_path):
+    for to, out, read in (
+        ("parquet", "rows-1.parquet", pl.read_parquet),
+        ("jsonl", "rows-1.jsonl", pl.read_ndjson),
+        ("trl", "rows-1", lambda path: pl.read_parquet(path / "train.parquet")),
+    ):
+        summary = p3select.export(run, epoch=1, to=to, out=tmp_path / out)
+        assert summary["rows"] == 10
+        assert read(tmp_path / out).equals(expected(run, tmp_path))
+
+
+@pytest.mark.slow
+def test_datasets_loads_them(run, tmp_path):
+    import datasets
+
+    want = expected(run, tmp_path).to_dicts()
+    p3select.export(run, epoch=1, to="trl", out=tmp_path / "trl")
+    p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a.jsonl")
+    p3select.export(run, epoch=1, to="parquet", out=tmp_path / "a.parquet")
+    cache = str(tmp_path / "cache")
+    assert datasets.load_dataset(str(tmp_path / "trl"), split="train", cache_dir=cache).to_list() == want
+    for kind, name in (("json", "a.jsonl"), ("parquet", "a.parquet")):
+        found = datasets.load_dataset(kind, data_files=str(tmp_path / name), split="train", cache_dir=cache)
+        assert found.to_list() == want
+
+
+def test_nothing_is_overwritten_unasked(run, tmp_path):
+    out = tmp_path / "a.jsonl"
+    out.write_text("mine")
+    with pytest.raises(InputError, match="is there already"):
+        p3select.export(run, epoch=1, to="jsonl", out=out)
+    assert out.read_text() == "mine"
+    p3select.export(run, epoch=1, to="jsonl", out=out, overwrite=True)
+    assert len(out.read_text().splitlines()) == 10
+
+
+def test_what_json_cannot_say_is_named(tmp_path, run):
+    data = tmp_path / "rows.parquet"
+    frame = pl.read_parquet(data)
+    frame.with_columns(odd=pl.Series([float("nan")] * 50)).write_parquet(data)
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1: .*export to parquet instead"):
+        p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a.jsonl")
+    assert not (tmp_path / "a.jsonl").exists()
+    p3select.export(run, epoch=1, to="parquet", out=tmp_path / "a.parquet")
+    assert np.isnan(pl.read_parquet(tmp_path / "a.parquet")["odd"][0])
+
+
+def test_bad_input(tmp_path, run):
+    with pytest.raises(InputError, match="no exporter 'xml'; there are jsonl, parquet, trl"):
+        p3select.export(run, epoch=1, to="xml", out=tmp_path / "a")
+    with pytest.raises(InputError, match=r"epoch-002\.parquet: no index there"):
+        p3select.export(run, epoch=2, to="jsonl", out=tmp_path / "a")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        p3select.export(run, epoch=1, to="jsonl", out=folder, overwrite=True)
+    pl.read_parquet(tmp_path / "rows.parquet")[:49].write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(MismatchError, match="changed since"):
+        p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a")
+    (tmp_path / "rows.parquet").unlink()
+    with pytest.raises(InputError, match=r"rows\.parquet: no such file"):
+        p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a")
+
+
+def test_conversations_survive(tmp_path, smollm2):
+    from transformers import AutoTokenizer
+
+    rows = [
+        {"messages": [{"role": "user", "content": f"é {n} 😀\r\n"}, {"role": "assistant", "content": f"\n{n}"}], "n": n}
+        for n in range(8)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(data, run, scorer=FakeScorer(AutoTokenizer.from_pretrained(smollm2)))
+    chosen = p3select.select(run, epoch=1, epochs=1, budget=3, selector="topk")
+    p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a.jsonl")
+    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [rows[row] for row in chosen.rows]

@@ -1,0 +1,170 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p3select import kernel
+from p3select.errors import InputError
+
+
+def unit(rng, n, d):
+    x = rng.standard_normal((n, d))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_quality_by_direction():
+    u = np.array([0.0, 0.25, 0.5, 1.0])
+    np.testing.assert_array_equal(kernel.quality(u), u)
+    np.testing.assert_allclose(kernel.quality(u, "harder", 2.0), u**2)
+    np.testing.assert_allclose(kernel.quality(u, "easier", 0.5), np.sqrt(1 - u))
+    np.testing.assert_array_equal(kernel.quality(u, "none"), np.ones(4))
+    for direction in ("harder", "easier"):
+        np.testing.assert_array_equal(kernel.quality(u, direction, 0.0), np.ones(4))
+
+
+@given(st.lists(st.floats(0, 800), min_size=1, max_size=10), st.floats(0, 8))
+@settings(deadline=None)
+def test_quality_of_nll_is_that_of_p3_with_one_action(nll, weight):
+    nll = np.array(nll)
+    for direction in ("harder", "easier"):
+        q = kernel.quality(nll, direction, weight, "nll")
+        assert np.all((q >= 0) & (q <= 1))
+        p3 = kernel.quality(1 - np.exp(-nll), direction, weight, "p3")
+        np.testing.assert_allclose(q, p3, rtol=1e-6, atol=1e-12 ** min(weight, 1) if weight else 0)
+
+
+def test_paper_defect_7_direction_is_a_named_option():
+    difficulty = np.array([0.1, 0.4, 0.8])
+    assert np.all(np.diff(kernel.quality(difficulty, "harder")) > 0)
+    assert np.all(np.diff(kernel.quality(difficulty, "easier")) < 0)
+    with pytest.raises(InputError, match="'hard': choose one of harder, easier, none"):
+        kernel.quality(difficulty, "hard")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": -1.0}, "weight -1.0"),
+        ({"weight": math.nan}, "weight nan"),
+        ({"weight": math.inf}, "weight inf"),
+        ({"direction": "none", "weight": 2.0}, "'none' takes no weight"),
+        ({"kind": "ifd"}, "'ifd'"),
+    ],
+)
+def test_quality_refuses_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        kernel.quality([0.5], **options)
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan, math.inf])
+def test_quality_names_the_row_out_of_range(bad):
+    with pytest.raises(InputError, match="row 1 has difficulty"):
+        kernel.quality([0.5, bad])
+
+
+def test_quality_of_nll_takes_more_than_1_but_not_infinity():
+    assert kernel.quality([3.0], kind="nll")[0] == pytest.approx(1 - math.exp(-3))
+    for bad in (math.inf, math.nan, -1.0):
+        with pytest.raises(InputError, match="row 1"):
+            kernel.quality([0.5, bad], kind="nll")
+    with pytest.raises(InputError, match="1-D"):
+        kernel.quality([[0.5]])
+
+
+def test_unit_rows_are_exact_and_a_copy():
+    x = unit(np.random.default_rng(0), 20, 8)
+    for dtype in (np.float16, np.float32, np.float64):
+        given_rows = x.astype(dtype)
+        rows = kernel.unit_rows(given_rows)
+        assert rows.dtype == np.float64
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-15)
+        rows[:] = 0
+        np.testing.assert_array_equal(given_rows, x.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros(4), "row 2 .* norm 0"),
+        (np.full(4, 2.0), "row 2 .* norm 4"),
+        (np.array([1.01, 0, 0, 0]), "row 2 .* norm 1.01"),
+        (np.array([np.nan, 0, 0, 1]), "row 2 .* not finite"),
+        (np.array([np.inf, 0, 0, 0]), "row 2 .* not finite"),
+    ],
+)
+def test_unit_rows_name_the_bad_row(bad, message):
+    x = np.eye(4)
+    x[2] = bad
+    for function in (kernel.unit_rows, kernel.scale):
+        with pytest.raises(InputError, match=message):
+            function(x)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (2, 2, 2), ()])
+def test_unit_rows_refuse_other_shapes(shape):
+    for function in (kernel.unit_rows, kernel.scale):
+        with pytest.raises(InputError, match="2-D"):
+            function(np.ones(shape))
+
+
+def test_scale_is_the_median_distance_of_pairs():
+    x = unit(np.random.default_rng(1), 101, 6)
+    distances = [1 - x[i] @ x[j] for i in range(101) for j in range(i)]
+    assert kernel.scale(x) == pytest.approx(np.median(distances), rel=1e-12)
+    assert kernel.scale(x.astype(np.float32)) == pytest.approx(kernel.scale(x), rel=1e-6)
+
+
+def test_scale_does_not_depend_on_order_rotation_or_exact_copies():
+    rng = np.random.default_rng(2)
+    x = unit(rng, 150, 5)
+    rotation = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    assert kernel.scale(x[rng.permutation(150)]) == pytest.approx(kernel.scale(x), rel=1e-12)
+    assert kernel.scale(x @ rotation) == pytest.approx(kernel.scale(x), rel=1e-12)
+    assert kernel.scale(np.tile(x, (4, 1))) == pytest.approx(kernel.scale(x), rel=1e-12)
+
+
+def test_scale_of_many_rows_is_that_of_a_few():
+    x = unit(np.random.default_rng(3), 9_000, 12)
+    assert kernel.scale(x) == kernel.scale(x)
+    assert kernel.scale(x) == pytest.approx(kernel.scale(x[:1_500]), rel=0.02)
+
+
+def test_scale_follows_the_data():
+    rng = np.random.default_rng(4)
+    spread = rng.standard_normal((300, 16))
+    narrow = np.eye(16)[0] + 0.05 * rng.standard_normal((300, 16))
+    narrow /= np.linalg.norm(narrow, axis=1, keepdims=True)
+    spread /= np.linalg.norm(spread, axis=1, keepdims=True)
+    assert kernel.scale(narrow) < 0.1 * kernel.scale(spread)
+    rows, h = kernel.unit_rows(narrow), kernel.scale(narrow)
+    s = np.array([kernel.similarity(rows, i, h) for i in range(300)])
+    assert np.median(s[~np.eye(300, dtype=bool)]) == pytest.approx(math.exp(-1), rel=1e-3)
+
+
+def test_scale_where_no_two_rows_differ():
+    for n in (1, 2, 50):
+        assert kernel.scale(np.tile([[0.6, 0.8]], (n, 1))) == 1.0
+    assert kernel.scale(np.empty((0, 3))) == 1.0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40), st.integers(2, 10), st.sampled_from([0.05, 0.5, 1.0, 3.0]))
+@settings(deadline=None, max_examples=50)
+def test_similarity_is_a_kernel(seed, n, d, h):
+    x = kernel.unit_rows(unit(np.random.default_rng(seed), n, d))
+    s = np.array([kernel.similarity(x, i, h) for i in range(n)])
+    squared = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(s, np.exp(-squared / (2 * h)), rtol=1e-9, atol=1e-13)
+    np.testing.assert_array_equal(np.diag(s), 1)
+    np.testing.assert_allclose(s, s.T, rtol=1e-12)
+    assert s.max() <= 1
+    assert np.linalg.eigvalsh(s)[0] > -1e-12 * n
+
+
+def test_similarity_of_copies_is_never_above_1():
+    x = kernel.unit_rows(np.repeat(unit(np.random.default_rng(5), 40, 384), 3, axis=0))
+    for row in range(0, 120, 7):
+        s = kernel.similarity(x, row, 1e-3)
+        assert s.max() == 1
+        np.testing.assert_allclose(s[row // 3 * 3 : row // 3 * 3 + 3], 1, atol=1e-9)

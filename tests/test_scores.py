@@ -1,0 +1,226 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+import p3select
+from p3select import scores
+from p3select.errors import InputError, MismatchError
+from tests.fakes import FakeScorer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+
+
+def test_scores_follow_the_schema(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    summary = p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=150)
+    assert [path.name for path in sorted(run.scores(1).glob("*.parquet"))] == [
+        "part-000000000.parquet",
+        "part-000000150.parquet",
+        "part-000000300.parquet",
+    ]
+    table = pl.read_parquet(run.scores(1) / "*.parquet")
+    assert dict(table.schema) == {
+        "row": pl.Int64,
+        "id": pl.String,
+        "difficulty": pl.Float64,
+        "logprob": pl.Float64,
+        "tokens": pl.Int32,
+        "action_logprobs": pl.List(pl.Float32),
+        "action_tokens": pl.List(pl.Int32),
+        "status": pl.String,
+        "boundary_shift": pl.Int32,
+    }
+    assert table["row"].to_list() == list(range(400))
+    assert table["id"].to_list() == pl.read_parquet(gsm8k)["id"].to_list()
+    assert summary["rows"] == 400
+    assert summary["reused"] == 0
+    assert summary["status"] == {"ok": 400}
+    # The difficulty is that of the stored sums, and these add up.
+    again = p3select.difficulty(table["action_logprobs"].to_list(), table["action_tokens"].to_list())
+    assert np.array_equal(again, table["difficulty"].to_numpy())
+    assert (table["action_tokens"].list.sum() == table["tokens"]).all()
+    np.testing.assert_allclose(table["action_logprobs"].list.sum(), table["logprob"], rtol=1e-6)
+    # GSM8K completions: an action is a line.
+    lines = pl.read_parquet(gsm8k)["completion"].str.count_matches("\n") + 1
+    assert (table["action_tokens"].list.len() == lines.cast(pl.UInt32)).all()
+
+
+def test_the_same_bytes_whatever_was_done_before(tmp_path, gsm8k, tokenizer):
+    whole, broken = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "broken")
+    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=64)
+    with pytest.raises(RuntimeError, match="went away"):
+        p3select.score(gsm8k, broken, scorer=FakeScorer(tokenizer, fail_after=3), shard_rows=64)
+    with pytest.raises(InputError, match="4 of 7 shards are missing"):
+        scores.read(broken, 1)
+    again = FakeScorer(tokenizer)
+    summary = p3select.score(gsm8k, broken, scorer=again, shard_rows=64)
+    assert summary["reused"] == 192
+    assert again.calls == 4
+    assert files(whole.path) == files(broken.path)
+
+
+def test_a_second_call_scores_nothing(tmp_path, gsm8k, tokenizer):
+    for calls, reused in ((1, 0), (0, 100)):
+        scorer = FakeScorer(tokenizer)
+        summary = p3select.score(gsm8k, tmp_path, scorer=scorer, limit=100, shard_rows=200)
+        assert (scorer.calls, summary["reused"]) == (calls, reused)
+
+
+def test_a_limit_can_be_raised(tmp_path, gsm8k, tokenizer):
+    direct = p3select.Run(tmp_path / "direct")
+    p3select.score(gsm8k, direct, scorer=FakeScorer(tokenizer), shard_rows=64)
+    run = p3select.Run(tmp_path / "run")
+    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=100, shard_rows=64)["rows"] == 100
+    assert scores.read(run, 1).num_rows == 100
+    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=64)["reused"] == 64
+    assert files(direct.path) == files(run.path)
+    with pytest.raises(MismatchError, match="rows: 400 there, 64 now"):
+        p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=64, shard_rows=64)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": "fake-2"}, "model: fake-1 there, fake-2 now"),
+        ({"actions": "whole"}, "actions: line there, whole now"),
+        ({"max_length": 100}, "max_length: None there, 100 now"),
+        ({"truncate": "skip"}, "truncate: keep-start there, skip now"),
+        ({"template": "{{ messages }}"}, "template: "),
+    ],
+)
+def test_what_changed_is_named(tmp_path, gsm8k, tokenizer, change, named, monkeypatch):
+    def score(model="fake-1", template=None, **options):
+        if template is not None:
+            monkeypatch.setattr(tokenizer, "chat_template", template)
+        p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer, model=model), limit=8, **options)
+
+    score()
+    before = files(tmp_path)
+    with pytest.raises(MismatchError, match=named):
+        score(**change)
+    assert files(tmp_path) == before
+    score(**change, overwrite=True)
+    assert files(tmp_path) != before
+
+
+def test_other_data_is_refused(tmp_path, gsm8k, tokenizer):
+    p3select.score(gsm8k, tmp_path / "run", scorer=FakeScorer(tokenizer), limit=8)
+    other = tmp_path / "other.parquet"
+    pl.read_parquet(gsm8k).with_columns(pl.col("completion").str.replace("#### ", "#### = ")).write_parquet(other)
+    with pytest.raises(MismatchError, match=r"belongs to other data: 400 rows of .*gsm8k\.parquet"):
+        p3select.score(other, tmp_path / "run", scorer=FakeScorer(tokenizer), limit=8)
+
+
+def test_paper_defect_10_rows_that_cannot_be_scored_have_a_status_and_no_score(tmp_path, tokenizer):
+    data = tmp_path / "rows.parquet"
+    long = " ".join(["word"] * 300)
+    pl.DataFrame(
+        {
+            "prompt": ["a", "b", long, "d", "e", None],
+            "completion": ["fine\nrow", "", "x", long, None, "no prompt"],
+        }
+    ).write_parquet(data)
+    summary = p3select.score(data, tmp_path / "run", scorer=FakeScorer(tokenizer), max_length=64)
+    table = scores.read(p3select.Run(tmp_path / "run"), 1).to_pylist()
+    assert [row["status"] for row in table][:5] == ["ok", "empty", "too_long", "truncated", "empty"]
+    assert table[5]["status"].startswith("error: ")
+    for row in table:
+        scored = row["status"] in ("ok", "truncated")
+        assert (row["difficulty"] is not None) == scored
+        assert (row["logprob"] is not None) == scored
+        assert (row["action_logprobs"] is not None) == scored
+    assert summary["status"]["ok"] == 1
+    assert summary["status"]["truncated"] == 1
+
+
+def test_bad_options_are_refused_before_a_model_is_loaded(tmp_path, gsm8k, tokenizer):
+    for options, message in (
+        ({"actions": "paragraph"}, "paragraph"),
+        ({"actions": "re:("}, "re:"),
+        ({"limit": 0}, "limit 0"),
+        ({"max_length": 1}, "max_length 1"),
+        ({"epoch": 0}, "epoch 0"),
+        ({"truncate": "end"}, "end"),
+    ):
+        with pytest.raises(InputError, match=message):
+            p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer), **options)
+    with pytest.raises(InputError, match="max_length 500: the model takes 100"):
+        p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer, max_length=100), max_length=500)
+    with pytest.raises(InputError, match="no model"):
+        p3select.score(gsm8k, tmp_path)
+    with pytest.raises(InputError, match="no scorer 'none'"):
+        p3select.score(gsm8k, tmp_path, "model", scorer="none")
+
+
+def test_a_damaged_shard_is_named(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path)
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=8)
+    shard = run.scores(1) / "part-000000000.parquet"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"part-000000000\.parquet: damaged"):
+        p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=8)
+
+
+def test_estimate_writes_nothing(tmp_path, gsm8k, tokenizer):
+    found = scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), limit=100)
+    direct = p3select.score(gsm8k, tmp_path / "run", scorer=FakeScorer(tokenizer), limit=100)
+    assert found["rows"] == 100
+    assert found["scored_tokens"] == direct["scored_tokens"]
+    assert found["status"] == direct["status"]
+    assert found["seconds"] > 0
+    assert found["memory_bytes"] > 10**7
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
+
+KILLED = """
+import sys, time
+from transformers import AutoTokenizer
+import p3select
+from tests.fakes import FakeScorer
+
+class Slow(FakeScorer):
+    def score(self, *arguments):
+        time.sleep(0.2)
+        return super().score(*arguments)
+
+p3select.score(sys.argv[1], sys.argv[2], scorer=Slow(AutoTokenizer.from_pretrained(sys.argv[3])), shard_rows=20)
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_loses_only_the_shard_in_hand(tmp_path, gsm8k, tokenizer, smollm2):
+    whole, killed = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "killed")
+    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=20)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(gsm8k), str(killed.path), str(smollm2)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    deadline = time.monotonic() + 60
+    while len(list(killed.path.glob("scores/*/part-*.parquet"))) < 3:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(list(killed.path.glob("scores/*/part-*.parquet")))
+    assert 3 <= done < 20
+    again = FakeScorer(tokenizer)
+    summary = p3select.score(gsm8k, killed, scorer=again, shard_rows=20)
+    assert summary["reused"] == 20 * done
+    assert again.calls == 20 - done
+    # A torn temporary file, if the kill left one, is hidden and is not a shard.
+    assert {name: data for name, data in files(killed.path).items() if not name.endswith(".tmp")} == files(whole.path)

@@ -1,0 +1,238 @@
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+
+import p3select
+from p3select import index, kernel, scores
+from p3select.errors import InputError, MismatchError
+from tests.fakes import FakeScorer
+
+
+class FakeEncoder:
+    dimension = 24
+
+    def __init__(self, name="fake", broken=None):
+        self.provenance = {"encoder": name}
+        self.broken = broken
+
+    def encode(self, texts):
+        vectors = np.stack([np.random.default_rng(list(text.encode())).normal(size=24) for text in texts])
+        if self.broken is not None:
+            vectors[5] = self.broken
+        return vectors.astype(np.float32), 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture
+def run(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer))
+    p3select.embed(gsm8k, run, FakeEncoder())
+    return run
+
+
+def test_the_index_follows_the_contract(run, gsm8k):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=50)
+    table = pl.read_parquet(run.path / "index" / "epoch-001.parquet")
+    assert dict(table.schema) == {
+        "row": pl.Int64,
+        "id": pl.String,
+        "rank": pl.Int32,
+        "difficulty": pl.Float64,
+        "quality": pl.Float64,
+        "gain": pl.Float64,
+    }
+    assert table["row"].to_list() == chosen.rows.tolist()
+    assert table["rank"].to_list() == list(range(50))
+    assert table["id"].to_list() == pl.read_parquet(gsm8k)["id"][chosen.rows.tolist()].to_list()
+    metadata = index.read(run.index(1)).metadata
+    for key in [
+        "epoch",
+        "epochs",
+        "budget",
+        "eligible",
+        "lam",
+        "pace",
+        "selector",
+        "quality",
+        "seed",
+        "shortfall",
+        "dataset_fingerprint",
+        "scores_fingerprint",
+        "embeddings_fingerprint",
+        "version",
+    ]:
+        assert key in metadata
+    assert metadata["shortfall"] == 0
+    assert metadata["eligible"] == 200
+
+
+def test_it_is_the_dpp_of_the_eligible(run):
+    p3select.select(run, epoch=1, epochs=5, budget=40, quality_weight=2.0, scale=0.7)
+    difficulty = scores.read(run, 1).column("difficulty").to_numpy()
+    lam = np.percentile(difficulty, 50)
+    pool = np.flatnonzero(difficulty <= lam)
+    vectors = np.load(run.embeddings)[pool]
+    rows, gains = p3select.dpp(vectors, kernel.quality(difficulty[pool], "harder", 2.0), 40, scale=0.7)
+    stored = index.read(run.index(1))
+    assert stored.metadata["lam"] == lam
+    assert stored.rows.tolist() == pool[rows].tolist()
+    assert stored.gains.tolist() == gains.tolist()
+    assert (stored.difficulty <= lam).all()
+
+
+@pytest.mark.parametrize("selector", ["dpp", "topk", "uniform"])
+def test_paper_defect_12_the_metadata_is_enough_to_make_the_same_bytes(run, selector):
+    p3select.select(run, epoch=1, epochs=3, budget="15%", selector=selector, seed=7, pace="constant:60")
+    before = run.index(1).read_bytes()
+    metadata = index.read(run.index(1)).metadata
+    run.index(1).unlink()
+    names = [
+        "epoch",
+        "epochs",
+        "budget",
+        "pace",
+        "difficulty",
+        "quality",
+        "quality_weight",
+        "selector",
+        "scale",
+        "seed",
+    ]
+    p3select.select(run, **{name: metadata[name] for name in names})
+    assert run.index(1).read_bytes() == before
+    p3select.select(run, **{name: metadata[name] for name in names})  # once more finds it there
+
+
+def test_uniform_draws_anew_each_epoch(run, gsm8k, tokenizer):
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), epoch=2)
+    first, second = (
+        p3select.select(run, epoch=epoch, epochs=2, budget=50, pace="constant:100", selector="uniform")
+        for epoch in (1, 2)
+    )
+    assert set(first.rows) != set(second.rows)
+    assert second.summary["overlap_before"] == len(set(first.rows) & set(second.rows)) / 50
+
+
+def test_topk_takes_the_hardest_of_the_eligible(run):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=30, selector="topk")
+    difficulty = scores.read(run, 1).column("difficulty").to_numpy()
+    eligible = np.sort(difficulty[difficulty <= np.percentile(difficulty, 50)])
+    assert np.sort(chosen.difficulty).tolist() == eligible[-30:].tolist()
+    assert chosen.summary["overlap_top"] == 1.0
+    assert chosen.summary["diversity"]["selected"] == chosen.summary["diversity"]["top"]
+
+
+def test_paper_defect_5_fewer_eligible_than_the_budget_selects_all_and_says_so(run):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=250)
+    assert len(chosen) == 200
+    assert chosen.metadata["shortfall"] == 50
+    assert chosen.metadata["budget"] == 250
+    assert len(set(chosen.rows)) == 200
+
+
+def test_quality_directions(run):
+    means = {}
+    for quality in ("harder", "none", "easier"):
+        chosen = p3select.select(run, epoch=1, epochs=5, budget=40, quality=quality, overwrite=True)
+        means[quality] = chosen.summary["difficulty_selected"]
+    assert means["easier"] < means["none"] < means["harder"]
+
+
+def test_nll_changes_the_pool(run):
+    p3 = p3select.select(run, epoch=1, epochs=5, budget=40)
+    nll = p3select.select(run, epoch=1, epochs=5, budget=40, difficulty="nll", overwrite=True)
+    table = scores.read(run, 1)
+    expected = -table.column("logprob").to_numpy() / table.column("tokens").to_numpy()
+    np.testing.assert_allclose(nll.difficulty, expected[nll.rows], rtol=1e-6)
+    assert nll.metadata["lam"] != p3.metadata["lam"]
+
+
+def test_an_index_made_otherwise_is_not_replaced_unasked(run):
+    p3select.select(run, epoch=1, epochs=5, budget=40)
+    before = run.index(1).read_bytes()
+    with pytest.raises(MismatchError, match=r"differs in budget\)"):
+        p3select.select(run, epoch=1, epochs=5, budget=41)
+    assert run.index(1).read_bytes() == before
+    p3select.select(run, epoch=1, epochs=5, budget=41, overwrite=True)
+    assert run.index(1).read_bytes() != before
+
+
+def test_bad_input_is_refused(run, tmp_path):
+    for options, message in (
+        ({"budget": 0}, "budget 0"),
+        ({"budget": "120%"}, "budget '120%'"),
+        ({"budget": "2Mtok"}, "budget '2Mtok'"),
+        ({"budget": "many"}, "budget 'many'"),
+        ({"budget": "0.1%"}, "comes to 0 of 400"),
+        ({"epoch": 6}, "epoch 6 of 5"),
+        ({"epoch": 2}, "not scored yet"),
+        ({"pace": "linear:50"}, "linear:50"),
+        ({"quality": "best"}, "best"),
+        ({"difficulty": "ifd"}, "ifd"),
+        ({"selector": "magic"}, "no selector 'magic'"),
+        ({"selector": "topk", "scale": 0.5}, "takes none"),
+        ({"scale": -1.0}, "scale -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            p3select.select(run, **{"epoch": 1, "epochs": 5, "budget": 40, **options})
+    with pytest.raises(InputError, match="no run folder"):
+        p3select.select(tmp_path / "nowhere", epoch=1, epochs=5, budget=40)
+    assert not run.index(1).exists()
+
+
+def test_without_embeddings_the_dpp_says_what_to_do_and_topk_works(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer))
+    with pytest.raises(InputError, match="no embeddings; run 'p3select embed"):
+        p3select.select(run, epoch=1, epochs=5, budget=40)
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=40, selector="topk")
+    assert chosen.summary["diversity"] is None
+    assert chosen.metadata["embeddings_fingerprint"] is None
+
+
+def test_rows_without_a_score_are_never_eligible(tmp_path, tokenizer, gsm8k):
+    data = tmp_path / "rows.parquet"
+    frame = pl.read_parquet(gsm8k)[:60].with_columns(
+        completion=pl.when(pl.int_range(60) % 3 == 0).then(pl.lit("")).otherwise(pl.col("completion"))
+    )
+    frame.write_parquet(data)
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(data, run, scorer=FakeScorer(tokenizer))
+    p3select.embed(data, run, FakeEncoder())
+    chosen = p3select.select(run, epoch=1, epochs=1, budget=60, pace="constant:100")
+    assert (chosen.rows % 3 != 0).all()
+    assert len(chosen) == 40
+    assert chosen.summary["unscored"] == {"empty": 20}
+    assert chosen.metadata["shortfall"] == 20
+
+
+def test_embeddings_are_unit_rows_and_made_once(tmp_path, gsm8k):
+    run = p3select.Run(tmp_path / "run")
+    first = p3select.embed(gsm8k, run, FakeEncoder())
+    vectors = np.load(run.embeddings, mmap_mode="r")
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (400, 24)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert not first["reused"]
+    assert p3select.embed(gsm8k, run, FakeEncoder())["reused"]
+    with pytest.raises(MismatchError, match="differs in encoder"):
+        p3select.embed(gsm8k, run, FakeEncoder("other"))
+    for broken in (0.0, np.nan):
+        with pytest.raises(InputError, match="row 5: its embedding is zero or not finite"):
+            p3select.embed(gsm8k, run, FakeEncoder("broken", broken=broken), overwrite=True)
+    np.testing.assert_array_equal(np.load(run.embeddings), vectors)  # the finished ones stay
+
+
+def test_a_selection_is_frozen(run):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=10)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        chosen.rows = None
