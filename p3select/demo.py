@@ -167,11 +167,11 @@ def _fine_tune(run: Run, epoch: int, scorer: Any, out: Path, seed: int) -> Path:
         report_to="none",
         disable_tqdm=True,
         bf16=False,
-        use_cpu=scorer.provenance["device"] == "cpu",
+        use_cpu=scorer.model.device.type == "cpu",
         gradient_checkpointing=False,
     )
     trainer = trl.SFTTrainer(
-        model=scorer.model,
+        model=scorer.model.requires_grad_(True),
         args=arguments,
         train_dataset=datasets.load_dataset(str(rows), split="train"),
         processing_class=scorer.tokenizer,

@@ -82,11 +82,11 @@ def select(
     eligible, values_eligible = scored[mask], values[mask]
     q = kernel.quality(values_eligible, quality, quality_weight, difficulty)
 
-    vectors, vectors_fingerprint = _vectors(run, function, eligible)
-    options: dict[str, Any] = {}
     parameters = inspect.signature(function).parameters
+    vectors, h, vectors_fingerprint = _vectors(run, eligible, required="scale" in parameters)
+    options: dict[str, Any] = {}
     if "scale" in parameters:
-        options["scale"] = kernel.scale(np.asarray(vectors)) if scale is None else float(scale)
+        options["scale"] = h = h if scale is None else float(scale)
     elif scale is not None:
         raise InputError(f"scale {scale}: selector {name_of(selector)!r} takes none")
     if "seed" in parameters:
@@ -133,7 +133,7 @@ def select(
             "difficulty_selected": float(values_eligible[picked].mean()),
             "overlap_top": _overlap(picked, _top(q, k)),
             "overlap_before": _overlap_before(run, epoch, eligible[picked]),
-            "diversity": _compared(vectors, q, picked, options.get("scale"), seed),
+            "diversity": None if vectors is None or h is None else _compared(vectors, q, picked, h, seed),
         },
     )
     _keep(selection, run.index(epoch), overwrite)
@@ -198,13 +198,16 @@ def _difficulty(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArra
 
 
 def _vectors(
-    run: Run, function: Callable[..., Any], eligible: NDArray[np.int64]
-) -> tuple[NDArray[np.float32] | None, str | None]:
-    """The eligible rows' embeddings; None where there are none and the selector needs none."""
-    if "scale" not in inspect.signature(function).parameters and not run.embeddings.is_file():
-        return None, None
+    run: Run, eligible: NDArray[np.int64], *, required: bool
+) -> tuple[NDArray[np.float32] | None, float | None, str | None]:
+    """The eligible rows' embeddings, the scale by the data rule, and the fingerprint; None where there are none.
+
+    The scale is that of all rows, so that every epoch has the same kernel.
+    """
+    if not required and not run.embeddings.is_file():
+        return None, None, None
     vectors, fingerprint = embeddings.read(run)
-    return np.asarray(vectors[eligible]), fingerprint
+    return np.asarray(vectors[eligible]), kernel.scale(vectors), fingerprint
 
 
 def name_of(selector: str | Callable[..., Any]) -> str:
@@ -233,16 +236,11 @@ def _overlap_before(run: Run, epoch: int, rows: NDArray[np.int64]) -> float | No
 
 
 def _compared(
-    vectors: NDArray[np.float32] | None,
-    q: NDArray[np.float64],
-    picked: NDArray[np.int64],
-    scale: float | None,
-    seed: int,
+    vectors: NDArray[np.float32], q: NDArray[np.float64], picked: NDArray[np.int64], h: float, seed: int
 ) -> dict[str, dict[str, float]] | None:
     """The diversity of the selection beside a random draw and the top of quality, all of the same size."""
-    if vectors is None or len(picked) < 2:
+    if len(picked) < 2:
         return None
-    h = kernel.scale(vectors) if scale is None else scale
     drawn = np.random.default_rng(seed).choice(len(q), len(picked), replace=False)
     parts = {"selected": picked, "random": drawn, "top": _top(q, len(picked))}
     return {name: diversity(vectors[rows], h, seed) for name, rows in parts.items()}

@@ -66,6 +66,8 @@ class TransformersScorer:
         max_length: The longest row to accept, where that is less than the model's own limit.
 
     Attributes:
+        model: The model. Where it was loaded here, ``provenance`` takes it that its weights stay as they are: to score
+            a model in training, give it as a live pair.
         tokenizer: The tokenizer.
         max_length: Tokens of the longest row that the model takes; None where it has no limit.
         notes: What could not be done as fast or as frugally as intended, one sentence each; also warned of.
@@ -276,26 +278,30 @@ class TransformersScorer:
         if self._cached:
             options["use_cache"] = keep or past is not None
         places = torch.from_numpy(wanted)
-        self._pass.places = places if self._gathers else None
+        self._pass.wanted = (tokens.size, places) if self._gathers else None
         try:
             output = self.model(input_ids=torch.from_numpy(tokens).to(self._device), **options)
         finally:
-            self._pass.places = None
-        logits, cache = output.logits, getattr(output, "past_key_values", None)
+            self._pass.wanted = None
+        logits, cache = getattr(output, "logits", None), getattr(output, "past_key_values", None)
         shape = (1, len(wanted)) if self._gathers else tokens.shape
-        if logits.shape[:2] != shape:
-            raise InputError(f"the model's logits are {tuple(logits.shape)} where {(*shape, 'vocabulary')} are due")
+        if logits is None or logits.shape[:2] != shape:
+            found = "none" if logits is None else str(tuple(logits.shape))
+            raise InputError(f"the model's forward returns logits {found} where {(*shape, 'vocabulary')} are due")
         if keep and cache is None:
-            raise InputError("the model returns no cache")
+            raise InputError("the model's forward returns no cache")
         logits = logits.reshape(-1, logits.shape[-1])
         return (logits if self._gathers else logits[places.to(logits.device)]), cache
 
     def _gather(self, _head: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The hook in front of the output head: of the hidden states (b, w, h), those wanted, as (1, m, h)."""
-        places = getattr(self._pass, "places", None)
-        if places is None or not inputs:
+        wanted = getattr(self._pass, "wanted", None)
+        if wanted is None or not inputs:
             return None
+        count, places = wanted
         hidden = inputs[0].reshape(-1, inputs[0].shape[-1])
+        if len(hidden) != count:
+            return None
         return (hidden[places.to(hidden.device)][None], *inputs[1:])
 
     @contextmanager
