@@ -133,15 +133,10 @@ def apart(values, expected):
 
 def counted(scorer, model, ids, scored):
     """The values, and how many tokens went through the model."""
-    count = 0
-
-    def add(_module, inputs):
-        nonlocal count
-        count += inputs[0].numel()
-
-    with model.get_input_embeddings().register_forward_pre_hook(add):
+    counts = []
+    with model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].numel())):
         values = scorer.score(ids, scored, silent)
-    return values, count
+    return values, sum(counts)
 
 
 @pytest.mark.parametrize("name", [*FULL_ATTENTION, *WINDOWED])

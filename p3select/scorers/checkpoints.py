@@ -135,9 +135,9 @@ def of_weights(model: Any) -> str:
         weights = list(pool.map(digest, sorted(model.state_dict().items())))
     config: Any = getattr(model, "config", None)
     settings = json.loads(config.to_json_string(use_diff=False)) if hasattr(config, "to_json_string") else {}
-    # Where it came from, what saved it, and what training switches.
-    for name in ("_name_or_path", "transformers_version", "use_cache"):
-        settings.pop(name, None)
+    # Where it came from, what saved it, and what trainers set: none of it changes a log-probability.
+    idle = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
+    settings = {name: value for name, value in settings.items() if name not in idle and not name.endswith("token_id")}
     return fingerprints.of_json([settings, weights])
 
 

@@ -194,6 +194,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Find where the training stands, and whether it can go on from there."""
+        _refuse_settings(args, self.epochs, self.source.k)
         steps = _steps(args, self.source.k)
         if self.where is None or state.max_steps != self.epochs * steps:
             raise InputError(
@@ -537,6 +538,7 @@ def _positions(trainer: Any, n: int) -> NDArray[np.int64]:
     outside = rows[(rows < 0) | (rows >= n)] if np.issubdtype(rows.dtype, np.integer) else rows
     if len(outside):
         raise MismatchError(f"train_dataset: its column 'row' has {_few(outside)}; the run has rows 0 to {n - 1}")
+    rows = rows.astype(np.int64)
     where[rows] = np.arange(len(rows))
     twice = np.flatnonzero(np.bincount(rows, minlength=n) > 1)
     if len(twice):
@@ -583,11 +585,10 @@ def _other_text(item: Any, text: Mapping[str, Any], tokenizer: Any) -> str | Non
             f"train_dataset: has no {' and no '.join(missing)} to compare with the run's; give check='none'"
         )
     for name in names:
-        there = item[name]
-        if isinstance(there, str):
-            # TRL appends it.
-            there = there.removesuffix(getattr(tokenizer, "eos_token", None) or "")
-        elif isinstance(there, list):
+        there, end = item[name], getattr(tokenizer, "eos_token", None)
+        if isinstance(there, str) and end and there == f"{text[name]}{end}":
+            continue  # TRL appends it
+        if isinstance(there, list):
             # Arrow fills the keys that a message lacks with null.
             there = [{key: value for key, value in turn.items() if value is not None} for turn in there]
         if there != text[name]:
