@@ -104,7 +104,8 @@ def select(
         metadata={
             "epoch": epoch,
             "epochs": epochs,
-            "budget": budget,
+            # As JSON and as a caller would write it: "10" of a command line is the count 10.
+            "budget": wanted if not str(budget).strip().endswith("%") else budget,
             "eligible": len(eligible),
             "lam": lam,
             "percentile": percentile,

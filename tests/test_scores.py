@@ -28,11 +28,11 @@ def files(folder):
 
 def test_scores_follow_the_schema(tmp_path, gsm8k, tokenizer):
     run = p3select.Run(tmp_path / "run")
-    summary = p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=150)
+    summary = p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=75)
     assert [path.name for path in sorted(run.scores(1).glob("*.parquet"))] == [
         "part-000000000.parquet",
+        "part-000000075.parquet",
         "part-000000150.parquet",
-        "part-000000300.parquet",
     ]
     table = pl.read_parquet(run.scores(1) / "*.parquet")
     assert dict(table.schema) == {
@@ -46,11 +46,11 @@ def test_scores_follow_the_schema(tmp_path, gsm8k, tokenizer):
         "status": pl.String,
         "boundary_shift": pl.Int32,
     }
-    assert table["row"].to_list() == list(range(400))
+    assert table["row"].to_list() == list(range(200))
     assert table["id"].to_list() == pl.read_parquet(gsm8k)["id"].to_list()
-    assert summary["rows"] == 400
+    assert summary["rows"] == 200
     assert summary["reused"] == 0
-    assert summary["status"] == {"ok": 400}
+    assert summary["status"] == {"ok": 200}
     # The difficulty is that of the stored sums, and these add up.
     again = p3select.difficulty(table["action_logprobs"].to_list(), table["action_tokens"].to_list())
     assert np.array_equal(again, table["difficulty"].to_numpy())
@@ -63,14 +63,14 @@ def test_scores_follow_the_schema(tmp_path, gsm8k, tokenizer):
 
 def test_the_same_bytes_whatever_was_done_before(tmp_path, gsm8k, tokenizer):
     whole, broken = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "broken")
-    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=64)
+    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=32)
     with pytest.raises(RuntimeError, match="went away"):
-        p3select.score(gsm8k, broken, scorer=FakeScorer(tokenizer, fail_after=3), shard_rows=64)
+        p3select.score(gsm8k, broken, scorer=FakeScorer(tokenizer, fail_after=3), shard_rows=32)
     with pytest.raises(InputError, match="4 of 7 shards are missing"):
         scores.read(broken, 1)
     again = FakeScorer(tokenizer)
-    summary = p3select.score(gsm8k, broken, scorer=again, shard_rows=64)
-    assert summary["reused"] == 192
+    summary = p3select.score(gsm8k, broken, scorer=again, shard_rows=32)
+    assert summary["reused"] == 96
     assert again.calls == 4
     assert files(whole.path) == files(broken.path)
 
@@ -90,7 +90,7 @@ def test_a_limit_can_be_raised(tmp_path, gsm8k, tokenizer):
     assert scores.read(run, 1).num_rows == 100
     assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=64)["reused"] == 64
     assert files(direct.path) == files(run.path)
-    with pytest.raises(MismatchError, match="rows: 400 there, 64 now"):
+    with pytest.raises(MismatchError, match="rows: 200 there, 64 now"):
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=64, shard_rows=64)
 
 
@@ -123,7 +123,7 @@ def test_other_data_is_refused(tmp_path, gsm8k, tokenizer):
     p3select.score(gsm8k, tmp_path / "run", scorer=FakeScorer(tokenizer), limit=8)
     other = tmp_path / "other.parquet"
     pl.read_parquet(gsm8k).with_columns(pl.col("completion").str.replace("#### ", "#### = ")).write_parquet(other)
-    with pytest.raises(MismatchError, match=r"belongs to other data: 400 rows of .*gsm8k\.parquet"):
+    with pytest.raises(MismatchError, match=r"belongs to other data: 200 rows of .*gsm8k\.parquet"):
         p3select.score(other, tmp_path / "run", scorer=FakeScorer(tokenizer), limit=8)
 
 
@@ -199,14 +199,14 @@ class Slow(FakeScorer):
         time.sleep(0.2)
         return super().score(*arguments)
 
-p3select.score(sys.argv[1], sys.argv[2], scorer=Slow(AutoTokenizer.from_pretrained(sys.argv[3])), shard_rows=20)
+p3select.score(sys.argv[1], sys.argv[2], scorer=Slow(AutoTokenizer.from_pretrained(sys.argv[3])), shard_rows=10)
 """
 
 
 @pytest.mark.slow
 def test_sigkill_loses_only_the_shard_in_hand(tmp_path, gsm8k, tokenizer, smollm2):
     whole, killed = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "killed")
-    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=20)
+    p3select.score(gsm8k, whole, scorer=FakeScorer(tokenizer), shard_rows=10)
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(gsm8k), str(killed.path), str(smollm2)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.getcwd()})
     deadline = time.monotonic() + 60
@@ -219,8 +219,8 @@ def test_sigkill_loses_only_the_shard_in_hand(tmp_path, gsm8k, tokenizer, smollm
     done = len(list(killed.path.glob("scores/*/part-*.parquet")))
     assert 3 <= done < 20
     again = FakeScorer(tokenizer)
-    summary = p3select.score(gsm8k, killed, scorer=again, shard_rows=20)
-    assert summary["reused"] == 20 * done
+    summary = p3select.score(gsm8k, killed, scorer=again, shard_rows=10)
+    assert summary["reused"] == 10 * done
     assert again.calls == 20 - done
     # A torn temporary file, if the kill left one, is hidden and is not a shard.
     assert {name: data for name, data in files(killed.path).items() if not name.endswith(".tmp")} == files(whole.path)

@@ -72,7 +72,7 @@ def test_the_index_follows_the_contract(run, gsm8k):
     ]:
         assert key in metadata
     assert metadata["shortfall"] == 0
-    assert metadata["eligible"] == 200
+    assert metadata["eligible"] == 100
 
 
 def test_it_is_the_dpp_of_the_eligible(run):
@@ -132,11 +132,11 @@ def test_topk_takes_the_hardest_of_the_eligible(run):
 
 
 def test_paper_defect_5_fewer_eligible_than_the_budget_selects_all_and_says_so(run):
-    chosen = p3select.select(run, epoch=1, epochs=5, budget=250)
-    assert len(chosen) == 200
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=150)
+    assert len(chosen) == 100
     assert chosen.metadata["shortfall"] == 50
-    assert chosen.metadata["budget"] == 250
-    assert len(set(chosen.rows)) == 200
+    assert chosen.metadata["budget"] == 150
+    assert len(set(chosen.rows)) == 100
 
 
 def test_quality_directions(run):
@@ -172,7 +172,7 @@ def test_bad_input_is_refused(run, tmp_path):
         ({"budget": "120%"}, "budget '120%'"),
         ({"budget": "2Mtok"}, "budget '2Mtok'"),
         ({"budget": "many"}, "budget 'many'"),
-        ({"budget": "0.1%"}, "comes to 0 of 400"),
+        ({"budget": "0.1%"}, "comes to 0 of 200"),
         ({"epoch": 6}, "epoch 6 of 5"),
         ({"epoch": 2}, "not scored yet"),
         ({"pace": "linear:50"}, "linear:50"),
@@ -220,7 +220,7 @@ def test_embeddings_are_unit_rows_and_made_once(tmp_path, gsm8k):
     first = p3select.embed(gsm8k, run, FakeEncoder())
     vectors = np.load(run.embeddings, mmap_mode="r")
     assert vectors.dtype == np.float32
-    assert vectors.shape == (400, 24)
+    assert vectors.shape == (200, 24)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     assert not first["reused"]
     assert p3select.embed(gsm8k, run, FakeEncoder())["reused"]
