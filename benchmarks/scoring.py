@@ -86,8 +86,8 @@ def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
     network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     scorer = TransformersScorer((network, tokenizer))
     table = pl.read_parquet(ROOT / "examples" / "gsm8k.parquet").select("prompt", "completion")
-    shots = "".join(f"Question: {p}\nAnswer: {c}\n\n" for p, c in table.head(SHOTS).iter_rows())
-    chosen = table.slice(SHOTS, rows)
+    shots = "".join(f"Question: {p}\nAnswer: {c}\n\n" for p, c in table.tail(SHOTS).iter_rows())
+    chosen = table.head(rows)
     plain = encode(chosen.to_dicts(), tokenizer)
     header = [{"prompt": f"{shots}Question: {p}\nAnswer:", "completion": f" {c}"} for p, c in chosen.iter_rows()]
     shot = encode(header, tokenizer)

@@ -19,8 +19,9 @@ def page() -> str:
         context = click.Context(command, info_name=words, max_content_width=110, terminal_width=110)
         parts.append(f"## {words}\n\n```\n{command.get_help(context)}\n```\n")
     parts.append(
-        "Exit codes: 0 done; 2 bad input or usage, one line on stderr that says what and the remedy; 1 a fault inside;\n"
-        "130 interrupted, what was finished stays. Results go to stdout (`--json` for machines), progress to stderr.\n"
+        "Exit codes: 0 done; 2 bad input or usage, one line on stderr that says what and the remedy; 1 a fault\n"
+        "inside; 130 interrupted, what was finished stays.\n\n"
+        "Results go to stdout (`--json` for machines), progress to stderr.\n"
     )
     return "\n".join(parts)
 

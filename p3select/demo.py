@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,22 +155,25 @@ def _fine_tune(run: Run, epoch: int, scorer: Any, out: Path, seed: int) -> Path:
     rows = out / f"epoch-{epoch:03d}"
     exporters.export(run, epoch=epoch, to="trl", out=rows)
     datasets.disable_progress_bars()
-    arguments = trl.SFTConfig(
-        output_dir=str(out / "training"),
-        num_train_epochs=1,
-        per_device_train_batch_size=BATCH,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        max_length=scorer.max_length,
-        seed=seed,
-        save_strategy="no",
-        logging_steps=5,
-        report_to="none",
-        disable_tqdm=True,
-        bf16=False,
-        use_cpu=scorer.model.device.type == "cpu",
-        gradient_checkpointing=False,
-    )
+    with warnings.catch_warnings():
+        # gradient_checkpointing has another name in newer versions and this one alone in older ones.
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments = trl.SFTConfig(
+            output_dir=str(out / "training"),
+            num_train_epochs=1,
+            per_device_train_batch_size=BATCH,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            max_length=scorer.max_length,
+            seed=seed,
+            save_strategy="no",
+            logging_steps=5,
+            report_to="none",
+            disable_tqdm=True,
+            bf16=False,
+            use_cpu=scorer.model.device.type == "cpu",
+            gradient_checkpointing=False,
+        )
     trainer = trl.SFTTrainer(
         model=scorer.model.requires_grad_(True),
         args=arguments,

@@ -171,7 +171,7 @@ class TransformersScorer:
 
     def _planned(self, ids: Ids, scored: Ids) -> tuple[list[Batch], int]:
         """The batches, and how many of them may run side by side."""
-        together = 1 if self._device.type == "cuda" else min(torch.get_num_threads(), SIDE_BY_SIDE)
+        together = self._together()
         turn = _turn(self._config)
         if turn is not None and max(map(len, ids), default=0) > turn:
             # The longest row of a pass decides how all of its positions are encoded, and so do those in a cache.
@@ -189,6 +189,10 @@ class TransformersScorer:
                     self._note(f"rows longer than the attention window ({window} tokens) share no beginnings: {why}")
                     batches = self._plan(ids, scored, False)
         return batches, together
+
+    def _together(self) -> int:
+        """How many batches run side by side: on a CPU, threads that each do a batch lose less than those that share."""
+        return 1 if self._device.type == "cuda" else min(torch.get_num_threads(), SIDE_BY_SIDE)
 
     def _plan(self, ids: Ids, scored: Ids, share: bool) -> list[Batch]:
         logits = list(map(len, scored if self._gathers else ids))
@@ -225,7 +229,7 @@ class TransformersScorer:
     def _values(self, ids: Ids, scored: Ids, batches: list[Batch]) -> dict[int, NDArray[np.float32]]:
         return {
             row: result
-            for batch, results in self._run(ids, scored, batches, 1)
+            for batch, results in self._run(ids, scored, batches, self._together())
             for row, result in zip(batch.rows, results, strict=True)
         }
 
@@ -353,7 +357,7 @@ class TransformersScorer:
     def _differs(self, ids: Ids, scored: Ids, batches: list[Batch], plain: dict[int, NDArray[np.float32]]) -> str:
         """Why these batches do not give the plain values; empty where they do."""
         try:
-            for batch, results in self._run(ids, scored, batches, 1):
+            for batch, results in self._run(ids, scored, batches, self._together()):
                 for row, result in zip(batch.rows, results, strict=True):
                     apart = np.abs(result - plain[row])
                     # In half precision single tokens differ by tenths between any two ways to compute them.
