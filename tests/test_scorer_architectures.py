@@ -82,6 +82,9 @@ WINDOWED = {
 RECURRENT = {
     "mamba": lambda: hf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8),
     "lfm2": lambda: hf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"]),
+    "falcon-h1, both in every layer": lambda: hf.FalconH1Config(
+        **NARROW, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=16
+    ),
 }
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 # A beginning is computed once for several rows where it has this many tokens …
 SHARED_TOKENS = 64
-# … and where that spares this part of the tokens that the rows would cost otherwise: a pass on top of a cache has
-# its own price (the cache is copied for every row, and attention needs a mask).
+# … and where that spares this part of the tokens that the rows would cost otherwise. A pass on top of a cache has its
+# own price (the cache is copied for every row, and attention needs a mask), which eats the gain of less than this.
 SHARED_PART = 0.1
 # A batch and the beginnings that it stands on hold at most this many times the tokens of a batch.
 CACHED = 8

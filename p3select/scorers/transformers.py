@@ -175,6 +175,7 @@ class TransformersScorer:
         turn = _turn(self._config)
         if turn is not None and max(map(len, ids), default=0) > turn:
             # The longest row of a pass decides how all of its positions are encoded, and so do those in a cache.
+            # In turn, for the model remembers the encoding of its last pass.
             return [Batch([row], None) for row in range(len(ids))], 1
         batches = self._plan(ids, scored, self._shares)
         window = _window(self._config)
@@ -191,7 +192,7 @@ class TransformersScorer:
         return batches, together
 
     def _together(self) -> int:
-        """How many batches run side by side: on a CPU, threads that each do a batch lose less than those that share."""
+        """How many batches run side by side: on a CPU, threads that do a batch each lose less than those that share."""
         return 1 if self._device.type == "cuda" else min(torch.get_num_threads(), SIDE_BY_SIDE)
 
     def _plan(self, ids: Ids, scored: Ids, share: bool) -> list[Batch]:
@@ -217,7 +218,7 @@ class TransformersScorer:
                 return results
 
         # In a thread of its own even a single batch meets neither autocast nor another mode of its caller.
-        threads = max(1, torch.get_num_threads() // together)
+        threads = max(1, torch.get_num_threads() // self._together())
         with ThreadPoolExecutor(together, "p3select", torch.set_num_threads, (threads,)) as pool:
             futures = {pool.submit(work, batch): batch for batch in batches}
             try:
@@ -229,7 +230,7 @@ class TransformersScorer:
     def _values(self, ids: Ids, scored: Ids, batches: list[Batch]) -> dict[int, NDArray[np.float32]]:
         return {
             row: result
-            for batch, results in self._run(ids, scored, batches, self._together())
+            for batch, results in self._run(ids, scored, batches, 1)
             for row, result in zip(batch.rows, results, strict=True)
         }
 
@@ -357,7 +358,8 @@ class TransformersScorer:
     def _differs(self, ids: Ids, scored: Ids, batches: list[Batch], plain: dict[int, NDArray[np.float32]]) -> str:
         """Why these batches do not give the plain values; empty where they do."""
         try:
-            for batch, results in self._run(ids, scored, batches, self._together()):
+            # In turn: what a pass does to a cache that it should leave alone is to show in the next one.
+            for batch, results in self._run(ids, scored, batches, 1):
                 for row, result in zip(batch.rows, results, strict=True):
                     apart = np.abs(result - plain[row])
                     # In half precision single tokens differ by tenths between any two ways to compute them.
@@ -419,8 +421,8 @@ def _repeated(cache: Any, rows: int) -> Any:
         return None
     fresh = copy.copy(cache)
     fresh.layers = [copy.copy(layer) for layer in cache.layers]
-    if rows > 1:
-        fresh.batch_repeat_interleave(rows)
+    # Also for one row: layers that cannot be repeated keep a state that the pass would write into.
+    fresh.batch_repeat_interleave(rows)
     return fresh
 
 
