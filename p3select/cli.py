@@ -183,8 +183,12 @@ def demo(**options: Any) -> None:
     \b
     p3select demo --data train.parquet --model checkpoints/0 --encoder sentence-transformers/all-MiniLM-L6-v2
     """
+    import os
+
     from p3select import plugins
 
+    # Read when torch is loaded: threads that wait give their core away, which training on a busy CPU lives by.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options)
 
 

@@ -350,9 +350,12 @@ def _shard(
     """Score the rows of a shard that can be scored; the others have their status and nulls."""
     chosen = [number for number, row in enumerate(encoded) if row.status in SCORED]
     advance(len(encoded) - len(chosen), 0)
-    logprobs = engine.score(
-        [encoded[number].ids for number in chosen], [encoded[number].scored for number in chosen], advance
-    )
+    ids, positions = [encoded[number].ids for number in chosen], [encoded[number].scored for number in chosen]
+    try:
+        logprobs = engine.score(ids, positions, advance)
+    except InputError as error:
+        skipped = f", without {len(encoded) - len(chosen)} that have no score" if len(chosen) < len(encoded) else ""
+        raise InputError(f"rows {first} to {first + len(encoded) - 1} of the dataset{skipped}: {error}") from error
     # float64 sums, stored as float32: the difficulty is that of the stored values, so that it can be checked.
     sums: list[Any] = [None] * len(encoded)
     counts: list[Any] = [None] * len(encoded)

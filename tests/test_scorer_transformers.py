@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from p3select import tokens
 from p3select.errors import InputError, MissingLibraryError
 from p3select.progress import silent
 from p3select.scorers import checkpoints, make
-from p3select.scorers.batches import CACHED, SHARED_TOKENS, Limits, plan
-from p3select.scorers.transformers import TransformersScorer
+from p3select.scorers.batches import CACHED, SHARED_TOKENS, Batch, Limits, Prefix, plan
+from p3select.scorers.transformers import TransformersScorer, _Caches
 
 VOCABULARY = 131
 
@@ -187,6 +188,26 @@ def test_rows_on_a_prefix_follow_it():
     )
 
 
+def test_caches_are_made_once_and_dropped_after_their_last_use():
+    header = Prefix(0, 0, 70, None)
+    prompts = [Prefix(row, 70, 140, header) for row in (0, 2)]
+    batches = [Batch([0], prompts[0]), Batch([1], prompts[0]), Batch([2], prompts[1]), Batch([3], None)]
+    made = []
+
+    def compute(prefix, past):
+        made.append((prefix, past))
+        return prefix
+
+    caches = _Caches(batches, compute)
+    kept = []
+    for batch in batches:
+        assert caches.take(batch.prefix) is batch.prefix
+        caches.give_back(batch.prefix)
+        kept.append(set(caches._kept))
+    assert made == [(header, None), (prompts[0], header), (prompts[1], header)]
+    assert kept == [{header, prompts[0]}, {header}, set(), set()]
+
+
 # Values
 
 
@@ -316,7 +337,8 @@ def test_a_live_model_is_left_as_it_was():
     assert hooks(model) == before[1]
     assert torch.equal(torch.get_rng_state(), before[2])
     assert np.random.get_state()[1].tolist() == before[3]  # noqa: NPY002
-    assert torch.get_num_threads() == threads
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == threads
     assert all(torch.equal(model.get_parameter(name).grad, grad) for name, grad in gradients.items())
     assert [weight.requires_grad for weight in model.lm_head.parameters()] == [False]
     # Without dropout, whatever the mode.
@@ -445,7 +467,7 @@ def test_missing_libraries_are_named(monkeypatch, tmp_path, folder):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(MissingLibraryError, match=r"a GGUF file needs gguf: pip install 'p3select\[hf\]'"):
         TransformersScorer(tmp_path / "model.gguf")
-    with pytest.raises(MissingLibraryError, match=r"an adapter needs peft: pip install 'p3select\[hf\]'"):
+    with pytest.raises(MissingLibraryError, match=r"an adapter needs peft: pip install 'p3select\[peft\]'"):
         TransformersScorer(folder, adapter=tmp_path)
 
 

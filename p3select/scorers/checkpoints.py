@@ -89,7 +89,7 @@ def _dtype(dtype: str | None) -> torch.dtype:
 def adapt(model: Any, folder: Path) -> tuple[Any, str]:
     """The model with an adapter on it, not merged, and the adapter's fingerprint."""
     if find_spec("peft") is None:
-        raise MissingLibraryError("an adapter", "peft", "hf")
+        raise MissingLibraryError("an adapter", "peft", "peft")
     import peft
 
     if not (folder / "adapter_config.json").is_file():
