@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EPOCHS = 2
 # Of all rows; half of them are eligible in the first epoch.
 BUDGET = "20%"
-BATCH, LEARNING_RATE = 4, 2e-5
+BATCH, LEARNING_RATE = 8, 2e-5
 
 NEXT = """
 With your own data (Parquet or JSON Lines; prompt + completion, messages, Alpaca or ShareGPT columns):
@@ -167,7 +167,7 @@ def _fine_tune(run: Run, epoch: int, scorer: Any, out: Path, seed: int) -> Path:
             max_length=scorer.max_length,
             seed=seed,
             save_strategy="no",
-            logging_steps=5,
+            logging_steps=1,
             report_to="none",
             disable_tqdm=True,
             bf16=False,
