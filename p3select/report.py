@@ -54,6 +54,7 @@ def figure(run: Run, out: Path) -> None:
             )
             panel.set_title(f"epoch {epoch} of {selection.metadata['epochs']}", loc="left", fontweight="bold")
             panel.set_ylabel("rows")
+            panel.yaxis.get_major_locator().set_params(integer=True)
             panel.legend(loc="upper left", frameon=False)
         panels[-1].set_xlabel(
             "difficulty under the policy that enters the epoch (p3: 1 − mean probability of an action)"
