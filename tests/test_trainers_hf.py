@@ -571,7 +571,7 @@ def test_rows_that_are_not_the_runs_are_named(live, selected, live_run, tokenize
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "kind", "settings"),
-    [("tokens", "trl", {"completion_only_loss": False}), ("text", "trl", {"max_length": 60}), ("none", "plain", {})],
+    [("tokens", "trl", {"completion_only_loss": False}), ("text", "trl", {"max_length": 250}), ("none", "plain", {})],
 )
 def test_a_weaker_check_lets_pass_what_it_does_not_look_at(check, kind, settings, selected, tokenizer, tmp_path):
     rows = hf.dataset(selected)
