@@ -441,6 +441,8 @@ class _Live:
         asked |= {**self.selecting, "selector": selection.name_of(self.selecting["selector"])}
         if self.selecting["scale"] is None:
             del asked["scale"]  # it came from the data
+        if not str(asked["budget"]).strip().endswith("%"):
+            asked["budget"] = self.k  # "13" is the count 13
         found = dict(made.metadata)
         asked |= self.scoring
         found |= {name: made.metadata["scores"].get(name) for name in self.scoring}
