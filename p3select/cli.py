@@ -25,6 +25,16 @@ COLUMN = click.option(
     metavar="ROLE=NAME",
     help="Name a column: prompt=question, completion=answer, messages=chat, id=uid …; can be given again.",
 )
+ENGINE = click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where the work is done."
+)
+WORKERS = click.option(
+    "--workers", type=int, metavar="N", help="With --engine ray: how many. [default: one for each GPU, or one]"
+)
+ADDRESS = click.option(
+    "--address", metavar="A", help="With --engine ray: a cluster's. [default: a Ray of this machine's own]"
+)
+GPUS = click.option("--gpus", type=float, metavar="G", help="With --engine ray: GPUs of a worker. [default: 1 if any]")
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="For what is drawn.")
 
 
@@ -46,7 +56,22 @@ def cli() -> None:
 @RUN
 @click.option("--model", required=True, metavar="M", help="The policy: a folder, a GGUF file or a Hugging Face id.")
 @EPOCH
-@click.option("--scorer", default="transformers", show_default=True, help="The backend that reads log-probabilities.")
+@click.option(
+    "--scorer",
+    default="auto",
+    show_default=True,
+    help="What reads log-probabilities: transformers, vllm, server, NAME; auto: vllm where it and a GPU are found.",
+)
+@click.option(
+    "--server", metavar="URL", help="A vLLM server, such as http://127.0.0.1:8000/v1; implies --scorer server."
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the scorer's own, such as dtype=bfloat16 or tensor_parallel=2; can be given again.",
+)
 @click.option("--adapter", metavar="DIR", help="A PEFT adapter to put on the model, unmerged.")
 @click.option(
     "--actions", default="line", show_default=True, help="What is a step: line, sentence, token, whole, re:PATTERN."
@@ -59,7 +84,15 @@ def cli() -> None:
     show_default=True,
     help="What becomes of a longer row.",
 )
+@click.option("--ifd", is_flag=True, help="Score targets a second time, without their prompts: for --difficulty ifd.")
 @click.option("--limit", type=int, metavar="N", help="Score the first N rows only.")
+@click.option(
+    "--reuse", metavar="DIR", help="Another run folder; rows scored there with the same weights are taken over."
+)
+@ENGINE
+@WORKERS
+@ADDRESS
+@GPUS
 @click.option(
     "--dry-run", is_flag=True, help="Count tokens, score a sample, print the time it would take; write nothing."
 )
@@ -78,10 +111,18 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
     """
     from p3select import scores
 
-    options["columns"] = _columns(options["columns"])
-    seed = options.pop("seed")
+    options["columns"] = _pairs("--column", options["columns"], "prompt=question")
+    options["options"] = _pairs("--option", options["options"], "dtype=bfloat16")
+    seed, server = options.pop("seed"), options.pop("server")
+    if server is not None:
+        if options["scorer"] not in ("auto", "server"):
+            raise InputError(f"--server goes with --scorer server, not {options['scorer']}")
+        options["scorer"] = "server"
+        options["options"]["server"] = server
     if dry_run:
-        for name in ("run", "epoch", "overwrite"):
+        if options["engine"] != "local":
+            raise InputError("--dry-run measures on this machine: leave --engine out, and divide by the workers")
+        for name in ("run", "epoch", "overwrite", "reuse", "engine", "workers", "address", "gpus"):
             del options[name]
         _print(scores.estimate(list(data), seed=seed, **options), as_json)
     else:
@@ -99,6 +140,10 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
     show_default=True,
     help="What of a row is embedded.",
 )
+@ENGINE
+@WORKERS
+@ADDRESS
+@GPUS
 @COLUMN
 @OVERWRITE
 @JSON
@@ -108,7 +153,7 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     \b
     p3select embed train.parquet --run runs/a --encoder sentence-transformers/all-MiniLM-L6-v2
     """
-    options["columns"] = _columns(options["columns"])
+    options["columns"] = _pairs("--column", options["columns"], "prompt=question")
     _print(p3select.embed(list(data), show_progress=True, **options), as_json)
 
 
@@ -123,7 +168,12 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     show_default=True,
     help="The percentile of difficulty up to which rows are eligible: linear:A:B, constant:P, paper-code …",
 )
-@click.option("--difficulty", default="p3", show_default=True, help="p3 (the paper's) or nll (nats per token).")
+@click.option(
+    "--difficulty",
+    default="p3",
+    show_default=True,
+    help="p3 (the paper's), nll (nats per token) or ifd (after score --ifd).",
+)
 @click.option(
     "--quality",
     type=click.Choice(["harder", "easier", "none"]),
@@ -192,12 +242,12 @@ def demo(**options: Any) -> None:
     plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options)
 
 
-def _columns(given: tuple[str, ...]) -> dict[str, str]:
+def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in given]
-    for role, equals, name in pairs:
-        if not (role and equals and name):
-            raise InputError(f"--column {role}{equals}{name}: give ROLE=NAME, such as prompt=question")
-    return {role: name for role, _, name in pairs}
+    for left, equals, right in pairs:
+        if not (left and equals and right):
+            raise InputError(f"{flag} {left}{equals}{right}: give it as in {flag} {example}")
+    return {left: right for left, _, right in pairs}
 
 
 def _print(summary: Mapping[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from p3select.errors import InputError
+from p3select.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,6 +71,17 @@ class Dataset:
         """The ``id`` column (n,), or None where there is none."""
         return self.table.column("id") if "id" in self.columns else None
 
+    def part(self, first: int, stop: int) -> Dataset:
+        """Rows first to stop as a dataset."""
+        return replace(self, table=self.table.slice(first, stop - first))
+
+    def source(self, first: int, stop: int, *, here: bool) -> Dataset | Slice:
+        """Rows first to stop themselves for work here, or where they are to be read for work elsewhere."""
+        if here:
+            return self.part(first, stop)
+        part = self.table.slice(first, stop - first)
+        return Slice(self.paths, self.columns, part.schema, first, stop, _fingerprint(part))
+
     def rows(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
         """Rows start to stop as TRL takes them: ``prompt`` and ``completion``, or ``messages``.
 
@@ -80,6 +91,51 @@ class Dataset:
         """
         stop = len(self) if stop is None else stop
         return [_trl(row) for row in self.table.slice(start, stop - start).to_pylist()]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of a dataset, to be read where they are wanted: in another process, or on another machine.
+
+    Attributes:
+        paths: The dataset's files.
+        columns: The dataset's roles and columns.
+        schema: The types of these columns over all the files.
+        first: The first row.
+        stop: The row after the last one.
+        fingerprint: That of these rows alone.
+    """
+
+    paths: tuple[str, ...]
+    columns: Mapping[str, str]
+    schema: pa.Schema
+    first: int
+    stop: int
+    fingerprint: str
+
+    def read(self) -> Dataset:
+        """These rows; of Parquet files, only the row groups that hold some of them are read.
+
+        Raises:
+            InputError: A file is gone or not readable.
+            MismatchError: These are other rows than before.
+        """
+        tables, first = [], 0
+        for path in map(Path, self.paths):
+            if first >= self.stop:
+                break
+            count = _count(path)
+            start, stop = max(self.first - first, 0), min(self.stop - first, count)
+            if start < stop:
+                tables.append(_rename(_read_rows(path, list(self.columns.values()), start, stop), self.columns, path))
+            first += count
+        table = pa.concat_tables([table.cast(self.schema) for table in tables] or [self.schema.empty_table()])
+        if _fingerprint(table) != self.fingerprint:
+            raise MismatchError(
+                f"{', '.join(self.paths)}: rows {self.first} to {self.stop - 1} are not those that they were when the "
+                "work began; leave the files alone until it is done"
+            )
+        return Dataset(self.paths, self.columns, table, self.fingerprint)
 
 
 def load(data: str | Path | Sequence[str | Path] | Dataset, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -181,6 +237,22 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
         raise InputError(f"{path}: not readable as Parquet: {error}") from None
 
 
+def _count(path: Path) -> int:
+    if path.suffix in PARQUET and path.is_file():
+        return int(pq.read_metadata(path).num_rows)
+    return int(_read(path, None).num_rows)
+
+
+def _read_rows(path: Path, columns: list[str], first: int, stop: int) -> pa.Table:
+    if path.suffix not in PARQUET:
+        return _read(path, columns).slice(first, stop - first)
+    file = pq.ParquetFile(path)
+    edges = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
+    groups = np.flatnonzero((edges[1:] > first) & (edges[:-1] < stop))
+    present = [name for name in columns if name in file.schema_arrow.names]
+    return file.read_row_groups(groups.tolist(), present).slice(first - int(edges[groups[0]]), stop - first)
+
+
 def _read_json_lines(path: Path) -> pa.Table:
     rows: list[dict[str, Any]] = []
     with path.open("rb") as file:
@@ -227,7 +299,7 @@ def _roles(names: list[str], given: dict[str, str], path: Path) -> dict[str, str
     )
 
 
-def _rename(table: pa.Table, roles: dict[str, str], path: Path) -> pa.Table:
+def _rename(table: pa.Table, roles: Mapping[str, str], path: Path) -> pa.Table:
     for role, name in roles.items():
         if name not in table.column_names:
             raise InputError(f"{path}: no column {name!r} ({role}), which the first file has")

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 EPOCHS = 2
 # Of all rows; half of them are eligible in the first epoch.
-BUDGET = "20%"
-BATCH, LEARNING_RATE = 8, 2e-5
+BUDGET = "12%"
+BATCH, LEARNING_RATE = 4, 2e-5
 
 NEXT = """
 With your own data (Parquet or JSON Lines; prompt + completion, messages, Alpaca or ShareGPT columns):

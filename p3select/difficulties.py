@@ -4,9 +4,12 @@ A completion is cut into N actions; action i has |a_i| tokens whose log-probabil
 
 - ``p3``  (P3, arXiv 2408.05541, stage I): ``1 − (1/N) Σ_i exp(s_i / |a_i|)``, one minus the mean over actions of
   the geometric mean of the token probabilities; from 0 to 1;
-- ``nll``: ``−Σ_i s_i / Σ_i |a_i|``, the mean negative log-probability of a token; from 0, in nats.
+- ``nll``: ``−Σ_i s_i / Σ_i |a_i|``, the mean negative log-probability of a token; from 0, in nats;
+- ``ifd`` (instruction-following difficulty, as a ratio of perplexities: Superfiltering, arXiv 2402.00530, after
+  arXiv 2308.12032): ``exp(nll − nll_alone)``, where nll_alone is that of the same tokens without the prompt; from 0.
+  Above 1 the prompt makes the target less likely than it is by itself.
 
-Both grow with difficulty: a row that the policy finds certain has difficulty 0.
+All grow with difficulty: a row that the policy finds certain has difficulty 0 (``ifd``: next to 0).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-KINDS = ("p3", "nll")
+KINDS = ("p3", "nll", "ifd")
 
 ROUNDING = 1e-4
 """Nats per token by which a log-probability may exceed 0 through float32 rounding; it then counts as 0."""
@@ -34,6 +37,7 @@ def difficulty(
     kind: str = "p3",
     *,
     offsets: ArrayLike | None = None,
+    nll_alone: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """Difficulty of every row; higher = harder.
 
@@ -43,11 +47,13 @@ def difficulty(
     Args:
         action_logprobs: Per row, the summed log-probability of each action's tokens, in nats, ≤ 0.
         action_tokens: Per row, the number of tokens of each action, ≥ 1; shaped like ``action_logprobs``.
-        kind: ``p3`` or ``nll``, see the module.
+        kind: ``p3``, ``nll`` or ``ifd``, see the module.
         offsets: (n + 1,) from 0 to the length of the flat arrays; row i is ``offsets[i]:offsets[i + 1]``.
+        nll_alone: (n,) nats per token without the prompt, ≥ 0; for ``ifd``, and for it alone.
 
     Returns:
-        (n,) float64: in [0, 1] for ``p3``, nats per token for ``nll``. A row's value depends on that row alone.
+        (n,) float64: in [0, 1] for ``p3``, nats per token for ``nll``, a ratio ≥ 0 for ``ifd``. A row's value depends
+        on that row alone.
 
     Raises:
         InputError: An unknown kind; shapes that do not agree; or a row without actions (leave it out: it has
@@ -56,6 +62,8 @@ def difficulty(
     """
     if kind not in KINDS:
         raise InputError(f"unknown difficulty {kind!r}: choose one of {', '.join(KINDS)}")
+    if (kind == "ifd") is (nll_alone is None):
+        raise InputError(f"difficulty {kind!r} {'needs' if kind == 'ifd' else 'takes no'} nll_alone")
     logprobs, starts, lengths = _flat("action_logprobs", action_logprobs, offsets)
     tokens, _, token_lengths = _flat("action_tokens", action_tokens, offsets)
     if lengths.size != token_lengths.size:
@@ -67,6 +75,7 @@ def difficulty(
     empty = np.flatnonzero(lengths == 0)
     if empty.size:
         raise InputError(f"row {empty[0]} has no actions, hence no difficulty: leave such rows out")
+    alone = None if nll_alone is None else _alone(nll_alone, lengths.size)
     if lengths.size == 0:
         return np.empty(0)
 
@@ -82,11 +91,22 @@ def difficulty(
     refuse(~np.isfinite(logprobs), logprobs, "a log-probability must be finite")
     refuse(logprobs > ROUNDING * tokens, logprobs, "a log-probability must be ≤ 0")
     logprobs = np.minimum(logprobs, 0.0)
-    if kind == "nll":
-        return np.abs(np.add.reduceat(logprobs, starts)) / np.add.reduceat(tokens, starts)
+    if kind != "p3":
+        nll = np.abs(np.add.reduceat(logprobs, starts)) / np.add.reduceat(tokens, starts)
+        return nll if alone is None else np.exp(nll - alone)
     # Divided before exp: a product of probabilities underflows on long actions.
     certainty = np.exp(logprobs / tokens)
     return np.maximum(1.0 - np.add.reduceat(certainty, starts) / lengths, 0.0)
+
+
+def _alone(given: ArrayLike, rows: int) -> NDArray[np.float64]:
+    values = np.asarray(given, np.float64)
+    if values.shape != (rows,):
+        raise InputError(f"nll_alone has shape {values.shape}, and there are {rows} rows")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= -ROUNDING)))
+    if bad.size:
+        raise InputError(f"row {bad[0]}: nll_alone must be finite and ≥ 0, got {values[bad[0]]}")
+    return values
 
 
 def _flat(

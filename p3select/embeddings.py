@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
 
-from p3select import fingerprints, plugins, progress
-from p3select.dataset import Dataset, load
+from p3select import distributed, fingerprints, plugins, progress, shards
+from p3select.dataset import Dataset, Slice, load
 from p3select.errors import InputError, MismatchError
 from p3select.run import Run, read_json, write_json, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from p3select.shards import Shard
 
 TEXTS = ("prompt", "completion", "both")
 BUILTIN = {"sentence-transformers": ("p3select.encoders:SentenceTransformersEncoder", "hf")}
@@ -46,10 +50,16 @@ def embed(
     *,
     text: str = "prompt",
     columns: Mapping[str, str] | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    gpus: float | None = None,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Unit-norm embeddings of every row, for the similarity of the DPP (stage III of P3).
+
+    A call that was killed and is made again embeds only what is missing.
 
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
@@ -58,6 +68,10 @@ def embed(
         text: What of a row is embedded: ``prompt`` (as in the paper: all that is not the target), ``completion``
             or ``both``.
         columns: Role → column name, where they are not the usual ones.
+        engine: ``local`` or ``ray``, as for :func:`p3select.score`, like the next three.
+        workers: With ``ray``: how many; None for as many as there are GPUs, or one.
+        address: With ``ray``: a cluster's address; None for a Ray of this machine's own.
+        gpus: With ``ray``: GPUs of a worker; None for one where there are any.
         overwrite: Embed anew where another encoder's vectors are.
         show_progress: Print rows/s and the time left on stderr.
 
@@ -74,44 +88,82 @@ def embed(
         raise InputError(f"text {text!r}: one of {', '.join(TEXTS)}")
     dataset = load(data, columns)
     run = run if isinstance(run, Run) else Run(run)
-    engine = _encoder(encoder)
-    run.bind(dataset)
-    made = {"dataset": dataset.fingerprint, "text": text, "rows": len(dataset), **engine.provenance}
-    known = _known(run)
-    if known is not None and not overwrite:
-        changed = sorted(key for key in made if made[key] != known.get(key))
-        if changed:
-            raise MismatchError(
-                f"{run.embeddings.parent} holds vectors made otherwise (differs in {', '.join(changed)}); "
-                "give another --run, or --overwrite to embed again"
-            )
-        return {**_brief(known), "reused": True, "seconds": time.monotonic() - start}
+    if engine != "local" and not isinstance(encoder, str | PathLike):
+        raise InputError(f"engine {engine!r}: its workers load the encoder by name; give its name")
+    crew = distributed.crew(
+        engine, Worker, {"encoder": encoder, "text": text}, workers=workers, address=address, gpus=gpus
+    )
+    try:
+        run.bind(dataset)
+        made = {"dataset": dataset.fingerprint, "text": text, "rows": len(dataset), **crew.ask("provenance")}
+        known = _known(run)
+        if known is not None and not overwrite:
+            changed = sorted(key for key in made if made[key] != known.get(key))
+            if changed:
+                raise MismatchError(
+                    f"{run.embeddings.parent} holds vectors made otherwise (differs in {', '.join(changed)}); "
+                    "give another --run, or --overwrite to embed again"
+                )
+            return {**_brief(known), "reused": True, "seconds": time.monotonic() - start}
+        folder, parts = run.embeddings.parent / "parts", shards.ranges(len(dataset), BLOCK_ROWS)
+        shards.claim(folder, made, len(dataset), overwrite=overwrite)
+        absent = shards.missing(folder, parts)
+        done = len(dataset) - sum(part.rows for part in absent)
+        with progress.track("embedding", len(dataset), done=done, show=show_progress) as advance:
+            sources = ((folder, part, dataset.source(*part, here=engine == "local")) for part in absent)
+            crew.each("embed", sources, advance)
+    finally:
+        crew.close()
+    made |= _assemble(run, folder, parts)
+    write_json(_manifest(run), made)
+    shutil.rmtree(folder)
+    return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
+
+
+class Worker:
+    """Embeds shards, each into a file.
+
+    Attributes:
+        provenance: What the vectors depend on.
+    """
+
+    def __init__(self, encoder: str | Path | Encoder, text: str) -> None:
+        self._encoder, self._text = _encoder(encoder), text
+        self.provenance = {**self._encoder.provenance, "dimension": self._encoder.dimension}
+
+    def embed(self, folder: Path, shard: Shard, source: Dataset | Slice, advance: Callable[[int, int], None]) -> None:
+        """Write a shard: its rows' vectors, and how many of their texts were cut."""
+        rows = source.read() if isinstance(source, Slice) else source
+        vectors, cut = self._encoder.encode([_text(row, self._text) for row in rows.rows()])
+        unit = _unit(vectors, shard.first, self._encoder.dimension)
+        lists = pa.FixedSizeListArray.from_arrays(unit.ravel(), self._encoder.dimension)
+        shards.write(folder, shard, pa.table({"vector": lists}, metadata={"cut": str(cut)}))
+        advance(shard.rows, 0)
+
+
+def _assemble(run: Run, folder: Path, parts: list[Shard]) -> dict[str, Any]:
+    """One array of all shards, and what is known of it."""
     truncated = 0
 
     def write(path: Path) -> None:
         nonlocal truncated
-        shape = (len(dataset), engine.dimension)
-        # The file keeps its .npy header whatever its temporary name is.
-        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        with progress.track("embedding", len(dataset), show=show_progress) as advance:
-            for first in range(0, len(dataset), BLOCK_ROWS):
-                stop = min(first + BLOCK_ROWS, len(dataset))
-                vectors, cut = engine.encode([_text(row, text) for row in dataset.rows(first, stop)])
-                array[first:stop] = _unit(vectors, first, engine.dimension)
-                truncated += cut
-                advance(stop - first, 0)
+        array = None
+        for part in parts:
+            table = shards.read(folder, [part])
+            vectors = table.column("vector").combine_chunks()
+            if array is None:
+                shape = (parts[-1].stop, vectors.type.list_size)
+                # The file keeps its .npy header whatever its temporary name is.
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+            array[part.first : part.stop] = vectors.flatten().to_numpy().reshape(part.rows, -1)
+            truncated += int(table.schema.metadata[b"cut"])
+        assert array is not None  # a dataset has rows
         array.flush()
         # From here until the new manifest is written there are no embeddings, rather than some under a wrong name.
         _manifest(run).unlink(missing_ok=True)
 
     write_whole(run.embeddings, write)
-    made |= {
-        "dimension": engine.dimension,
-        "truncated": truncated,
-        "fingerprint": fingerprints.of_files(run.embeddings),
-    }
-    write_json(_manifest(run), made)
-    return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
+    return {"truncated": truncated, "fingerprint": fingerprints.of_files(run.embeddings)}
 
 
 def read(run: Run) -> tuple[NDArray[np.float32], str]:

@@ -6,20 +6,24 @@ Quality and similarity as in Kulesza & Taskar (arXiv 1207.6083, §3.1). With uni
 
 is the Gaussian kernel on the sphere. It has full rank over distinct rows, whatever their dimension, where the
 linear kernel of the paper, ``S_ij = cos(x_i, x_j)``, can tell at most d rows apart. n × n is never formed:
-:func:`similarity` gives one row of S.
+:func:`similarity` gives one row of S, :func:`similarities` a block of it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from p3select.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 DIRECTIONS = ("harder", "easier", "none")
 
@@ -28,6 +32,9 @@ NORM_TOLERANCE = 1e-3
 
 SCALE_ROWS = 2_000
 """Rows among which :func:`scale` measures."""
+
+BLOCK_ROWS = 1_024
+"""Rows that are brought to norm 1 at a time."""
 
 COPY_DISTANCE = 1e-6
 """Cosine distance below which :func:`scale` takes two rows for copies."""
@@ -39,7 +46,8 @@ def quality(
     """Quality of every row, from its difficulty.
 
     Difficulty is first brought to u in [0, 1]: u = difficulty for ``p3``, u = 1 − exp(−difficulty) for ``nll``
-    (the same quantity, 1 minus a geometric mean probability, with the row as a single action). Then
+    (the same quantity, 1 minus a geometric mean probability, with the row as a single action),
+    u = difficulty / (1 + difficulty) for ``ifd``. Then
 
     - ``harder`` (the paper's): q = u^weight;
     - ``easier``: q = (1 − u)^weight;
@@ -49,7 +57,7 @@ def quality(
         difficulty: (n,) as :func:`p3select.difficulty` gives it.
         direction: ``harder``, ``easier`` or ``none``.
         weight: ≥ 0. The larger, the more quality counts against diversity; 0 leaves diversity alone.
-        kind: Of difficulty, ``p3`` or ``nll``.
+        kind: Of difficulty, ``p3``, ``nll`` or ``ifd``.
 
     Returns:
         (n,) float64 in [0, 1].
@@ -61,19 +69,21 @@ def quality(
     u = np.asarray(difficulty, dtype=np.float64)
     if u.ndim != 1:
         raise InputError(f"difficulty must be 1-D, got shape {u.shape}")
-    if kind not in ("p3", "nll"):
-        raise InputError(f"no quality is defined for difficulty {kind!r}: choose p3 or nll")
+    if kind not in ("p3", "nll", "ifd"):
+        raise InputError(f"no quality is defined for difficulty {kind!r}: choose p3, nll or ifd")
     top = 1.0 if kind == "p3" else np.finfo(np.float64).max
     bad = np.flatnonzero(~((u >= 0) & (u <= top)))
     if bad.size:
         raise InputError(f"row {bad[0]} has difficulty {u[bad[0]]}, which {kind} cannot be")
     if not (weight >= 0 and math.isfinite(weight)):
         raise InputError(f"quality weight {weight} must be ≥ 0 and finite")
+    if kind == "ifd":
+        u = u / (1.0 + u)
     match direction:
         case "harder":
-            return np.power(u if kind == "p3" else -np.expm1(-u), weight)
+            return np.power(-np.expm1(-u) if kind == "nll" else u, weight)
         case "easier":
-            return np.power(1.0 - u if kind == "p3" else np.exp(-u), weight)
+            return np.power(np.exp(-u) if kind == "nll" else 1.0 - u, weight)
         case "none":
             if weight != 1.0:
                 raise InputError(f"quality 'none' takes no weight, got {weight}")
@@ -81,30 +91,34 @@ def quality(
     raise InputError(f"unknown quality {direction!r}: choose one of {', '.join(DIRECTIONS)}")
 
 
-def unit_rows(embeddings: ArrayLike) -> NDArray[np.float64]:
-    """Embeddings checked, as float64 with norms exactly 1 up to rounding.
+def unit_rows(embeddings: ArrayLike, dtype: DTypeLike = np.float64) -> NDArray[Any]:
+    """Embeddings checked, with norms exactly 1 up to rounding.
 
     Args:
         embeddings: (n, d) of norm 1 within ``NORM_TOLERANCE``.
+        dtype: Of the result. Norms are taken, and divided by, in float64 whatever it is.
 
     Returns:
-        (n, d) float64, a copy.
+        (n, d) of that dtype, a copy; besides it no more than ``BLOCK_ROWS`` rows are held.
 
     Raises:
         InputError: Not 2-D, no column, or a row that is not finite or not of norm 1 (the message names it).
     """
-    rows = np.array(embeddings, dtype=np.float64, order="C")
-    if rows.ndim != 2 or rows.shape[1] == 0:
-        raise InputError(f"embeddings must be 2-D (rows, dimensions), got shape {rows.shape}")
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
-    if bad.size:
-        row = bad[0]
-        if not np.isfinite(rows[row]).all():
-            raise InputError(f"row {row} of the embeddings is not finite: embed that row again or leave it out")
-        raise InputError(f"row {row} of the embeddings has norm {norms[row]:g}: divide rows by their norms first")
-    rows /= norms[:, None]
-    return rows
+    given = np.asarray(embeddings)
+    if given.ndim != 2 or given.shape[1] == 0:
+        raise InputError(f"embeddings must be 2-D (rows, dimensions), got shape {given.shape}")
+    unit = np.empty(given.shape, dtype)
+    for first in range(0, len(given), BLOCK_ROWS):
+        rows = np.array(given[first : first + BLOCK_ROWS], dtype=np.float64, order="C")
+        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
+        if bad.size:
+            row, where = bad[0], first + bad[0]
+            if not np.isfinite(rows[row]).all():
+                raise InputError(f"row {where} of the embeddings is not finite: embed that row again or leave it out")
+            raise InputError(f"row {where} of the embeddings has norm {norms[row]:g}: divide rows by their norms first")
+        np.divide(rows, norms[:, None], out=unit[first : first + BLOCK_ROWS], casting="same_kind")
+    return unit
 
 
 def scale(embeddings: ArrayLike) -> float:
@@ -150,3 +164,66 @@ def similarity(unit: NDArray[np.float64], row: int, h: float) -> NDArray[np.floa
     np.exp(s, out=s)
     s[row] = 1.0
     return s
+
+
+def similarities(one: NDArray[Any], other: NDArray[Any], h: float) -> NDArray[Any]:
+    """A block of S, in the precision of the rows given.
+
+    Args:
+        one: (m, d) unit rows; not checked again.
+        other: (p, d) unit rows, of the same dtype.
+        h: The scale, > 0.
+
+    Returns:
+        (m, p) in [0, 1]. A row's similarity to itself is 1 up to rounding.
+    """
+    s: NDArray[Any] = one @ other.T
+    s -= 1.0
+    np.minimum(s, 0.0, out=s)
+    s /= h
+    np.exp(s, out=s)
+    return s
+
+
+def second_copies(embeddings: NDArray[Any], q: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Rows that are, number for number, copies of another with higher q, or with equal q and a lower place.
+
+    Until that other row is picked it is at least as good, and afterwards its copies add nothing: a greedy selection
+    can leave them out from the start.
+
+    Args:
+        embeddings: (n, d), float32 or float64.
+        q: (n,).
+
+    Returns:
+        Their places.
+    """
+    words = np.ascontiguousarray(embeddings).view(np.uint32)
+    odd = np.random.default_rng(0).integers(2**63, size=words.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    keys = np.empty(len(words), np.uint64)
+    for first in range(0, len(words), BLOCK_ROWS):
+        part = words[first : first + BLOCK_ROWS]
+        keys[first : first + BLOCK_ROWS] = np.einsum("nd,d->n", part, odd, dtype=np.uint64, casting="unsafe")
+    order: NDArray[np.int64] = np.lexsort((-q, keys))
+    same = np.append(False, keys[order[1:]] == keys[order[:-1]])
+    # The best of every run of equal keys, for all places of the run.
+    best = order[np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))]
+    later, best = order[same], best[same]
+    equal = np.array([np.array_equal(words[one], words[other]) for one, other in zip(later, best, strict=True)], bool)
+    copies: NDArray[np.int64] = later[equal]
+    return copies
+
+
+def compiled(function: F) -> F:
+    """A function of numbers and arrays, compiled by numba when it is first called; it lets other threads run.
+
+    The machine code is kept on disk, beside the module or in the user's cache; where neither can be written, it is
+    made anew in every process.
+    """
+    import numba  # not at the top: this module is loaded by every command
+
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc"}}
+    try:
+        return cast("F", numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # no folder for the cache
+        return cast("F", numba.njit(**options)(function))

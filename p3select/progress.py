@@ -37,6 +37,12 @@ def track(what: str, rows: int, *, done: int = 0, show: bool = True) -> Iterator
             yield advance
 
 
+def say(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def silent(rows: int, tokens: int) -> None:
     """For those who do not want to see anything."""
 
@@ -93,7 +99,6 @@ def _lines(what: str, total: int, done: int) -> Iterator[Callable[[int, int], No
         if now - printed >= _EVERY or (done + counts[0] == total and now - start >= _EVERY):
             printed = now
             state = _state(done + counts[0], counts[0], counts[1], total, now - start)
-            sys.stderr.write(f"{what}: {state}\n")
-            sys.stderr.flush()
+            say(f"{what}: {state}")
 
     yield advance

@@ -17,7 +17,7 @@ FORMAT = 1
 
 
 class Run:
-    """A run folder: ``run.json``, ``embeddings/``, ``scores/epoch-001/``, ``index/epoch-001.parquet``.
+    """A run folder: ``run.json``, ``embeddings/``, ``tokens/``, ``scores/epoch-001/``, ``index/epoch-001.parquet``.
 
     Args:
         path: The folder; it is made when something is first written.
@@ -37,6 +37,10 @@ class Run:
     def scores(self, epoch: int) -> Path:
         """The folder of an epoch's score shards."""
         return self.path / "scores" / f"epoch-{_checked(epoch):03d}"
+
+    def tokens(self, key: str) -> Path:
+        """The folder of tokenised rows that were made in one way."""
+        return self.path / "tokens" / key
 
     def index(self, epoch: int) -> Path:
         """The index file of an epoch."""

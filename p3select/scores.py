@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p3select import actions as action_rules
-from p3select import fingerprints, progress, scorers, tokens
-from p3select.dataset import Dataset, load
+from p3select import distributed, fingerprints, progress, scorers, shards, tokenised, tokens
+from p3select.dataset import Dataset, Slice, load
 from p3select.difficulties import difficulty
-from p3select.errors import InputError, MismatchError
-from p3select.run import Run, read_json, write_json, write_whole
+from p3select.errors import InputError
+from p3select.run import Run
+from p3select.tokenised import SCORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from p3select.shards import Shard
     from p3select.tokens import TokenRow
 
-SCORED = ("ok", "truncated")
 # Rows in a shard: what a kill can lose, and the window in which batches are sorted by length.
 SHARD_ROWS = 512
+# What may differ between two scorings of which one takes over rows of the other: a row's hash covers its tokens.
+_ELSEWHERE = ("dataset", "max_length", "truncate", "actions", "shard_rows")
 
 
 def score(
@@ -34,13 +38,20 @@ def score(
     model: str | Path | None = None,
     *,
     epoch: int = 1,
-    scorer: str | scorers.Scorer = "transformers",
+    scorer: str | scorers.Scorer = "auto",
     adapter: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
     actions: str = "line",
     max_length: int | None = None,
     truncate: str = "keep-start",
+    ifd: bool = False,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    reuse: Run | str | Path | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    gpus: float | None = None,
     shard_rows: int = SHARD_ROWS,
     overwrite: bool = False,
     show_progress: bool = False,
@@ -50,80 +61,97 @@ def score(
     A call that was killed and is made again scores only the shards that are missing; the files are the same,
     byte for byte, as those of an uninterrupted call.
 
+    A row that was scored before with the same tokens under the same weights, in another epoch of the run folder or in
+    ``reuse``, is not scored again: its values are taken over.
+
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
-        run: The run folder; the shards go to ``scores/epoch-001/`` of it.
+        run: The run folder; the shards go to ``scores/epoch-001/`` of it, the tokens, which later epochs use again,
+            to ``tokens/``.
         model: The policy's weights: a local folder, a GGUF file or a Hugging Face id. None where ``scorer`` is
             an object, which has its model.
         epoch: The epoch that this policy enters, from 1.
-        scorer: ``transformers``, another name (see :mod:`p3select.scorers`), or a Scorer.
+        scorer: ``auto`` (vLLM where it and a GPU are found, else transformers), ``transformers``, ``vllm``,
+            ``server``, another name (see :mod:`p3select.scorers`), or a Scorer.
         adapter: A PEFT adapter's folder, applied without merging.
+        options: The scorer's own options by name, such as ``{"dtype": "bfloat16"}``; see its class.
         actions: ``line``, ``sentence``, ``token``, ``whole`` or ``re:PATTERN``; see :mod:`p3select.actions`.
         max_length: Tokens of a row that are kept; None for the model's own limit.
         truncate: What becomes of a longer row: ``keep-start``, ``skip`` or ``error``.
+        ifd: Score each row's target a second time, without what comes before it, for the difficulty ``ifd``.
         limit: Score the first rows only.
         columns: Role → column name, where they are not the usual ones.
+        reuse: Another run folder whose scores may be taken over, row by row.
+        engine: ``local``, or ``ray`` for several workers, on one machine or on a cluster; see
+            :mod:`p3select.distributed`.
+        workers: With ``ray``: how many; None for as many as there are GPUs, or one.
+        address: With ``ray``: a cluster's address; None for a Ray of this machine's own.
+        gpus: With ``ray``: GPUs of a worker; None for one where there are any.
         shard_rows: Rows in a shard.
         overwrite: Score anew where scores of other weights or settings are in the epoch's place.
-        show_progress: Print rows/s, tokens/s and the time left on stderr.
+        show_progress: Print the tokens to score, rows/s, tokens/s and the time left on stderr.
 
     Returns:
-        A summary: rows, reused, status (status → rows), scored_tokens, boundary_shifts (rows whose completion
-        starts inside the prompt's tokens), difficulty (mean), seconds, notes (what there is to know).
+        A summary: rows, status (status → rows), scored_tokens, boundary_shifts (rows whose completion starts inside
+        the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored), seconds, notes
+        (what there is to know).
 
     Raises:
         InputError: Bad data, options or model; it names the row where there is one.
         MismatchError: The folder holds scores of other data, weights or settings.
+        P3Error: A worker of Ray's died again and again.
     """
     start = time.monotonic()
-    dataset, engine = _prepare(data, model, scorer, adapter, actions, columns)
+    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, columns)
     run = run if isinstance(run, Run) else Run(run)
     rows = _limited(limit, len(dataset))
-    if shard_rows < 1:
-        raise InputError(f"shard_rows {shard_rows}: at least 1")
-    length = _length(max_length, engine)
-    settings = _settings(dataset, engine, actions, length, truncate, shard_rows)
-    run.bind(dataset)
+    parts = shards.ranges(rows, shard_rows)
     folder = run.scores(epoch)
-    _claim(folder, settings, rows, overwrite)
-
-    shards = [(first, min(first + shard_rows, rows)) for first in range(0, rows, shard_rows)]
-    missing = [shard for shard in shards if not _complete(_file(folder, shard[0]), shard)]
-    reused = rows - sum(stop - first for first, stop in missing)
-
-    def encode(first: int, stop: int) -> list[TokenRow]:
-        return tokens.encode(
-            dataset.rows(first, stop),
-            engine.tokenizer,
-            actions=actions,
-            max_length=length,
-            truncate=truncate,
-            first_row=first,
-        )
-
-    with progress.track("scoring", rows, done=reused, show=show_progress) as advance:
-        for first, stop in missing:
-            table = _shard(encode(first, stop), engine, first, dataset, advance)
-            _write(table, _file(folder, first))
+    arguments |= {"truncate": truncate, "ifd": ifd, "shard_rows": shard_rows}
+    if engine != "local" and not isinstance(scorer, str):
+        raise InputError(f"engine {engine!r}: its workers load the scorer by name; give its name and the model")
+    crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
+    try:
+        settings = crew.ask("settings")
+        run.bind(dataset)
+        shards.claim(folder, settings, rows, overwrite=overwrite)
+        there = tokenised.folder(run, settings, rows)
+        new = shards.missing(there, parts)
+        with progress.track("tokenising", rows, done=rows - _rows(new), show=show_progress) as advance:
+            given = ((there, part, dataset.source(*part, here=engine == "local")) for part in new)
+            crew.each("tokenise", given, advance)
+        absent = shards.missing(folder, parts)
+        known = _Known(run, settings, reuse)
+        items = [(folder, there, part, known.of(there, part)) for part in absent]
+        reused = rows - _rows(absent) + sum(len(table) for *_, table in items if table is not None)
+        if show_progress and absent:
+            _announce(tokenised.plan(there, absent), settings, rows, reused)
+        with progress.track("scoring", rows, done=rows - _rows(absent), show=show_progress) as advance:
+            crew.each("score", items, advance)
+        notes = list(crew.ask("notes"))
+    finally:
+        crew.close()
     summary = _summary(read(run, epoch, columns=["difficulty", "tokens", "status", "boundary_shift"]))
-    notes = list(getattr(engine, "notes", []))
     if summary["boundary_shifts"]:
         notes.append(
             f"in {summary['boundary_shifts']} rows the end of the prompt (a space, line breaks?) tokenises otherwise "
             "before the completion; they are scored from where the two part, as TRL trains them"
         )
-    return {**summary, "reused": reused, "seconds": time.monotonic() - start, "notes": notes}
+    summary |= {"scorer": _described(settings), "reused": reused}
+    return {**summary, "seconds": time.monotonic() - start, "notes": notes}
 
 
 def estimate(
     data: str | Path | Sequence[str | Path] | Dataset,
     model: str | Path | None = None,
     *,
-    scorer: str | scorers.Scorer = "transformers",
+    scorer: str | scorers.Scorer = "auto",
     adapter: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
     actions: str = "line",
     max_length: int | None = None,
     truncate: str = "keep-start",
+    ifd: bool = False,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -136,58 +164,54 @@ def estimate(
         model: See :func:`score`.
         scorer: See :func:`score`.
         adapter: See :func:`score`.
+        options: See :func:`score`.
         actions: See :func:`score`.
         max_length: See :func:`score`.
         truncate: See :func:`score`.
+        ifd: See :func:`score`.
         limit: See :func:`score`.
         columns: See :func:`score`.
         seed: Chooses the sample.
         sample: Rows to score for the estimate.
 
     Returns:
-        rows, status (status → rows), tokens (of the rows to score), scored_tokens, sample_rows, tokens_per_second
-        (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the CUDA device).
+        rows, status (status → rows), tokens (of the passes to make), scored_tokens, scorer, sample_rows,
+        tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
+        CUDA device).
     """
-    dataset, engine = _prepare(data, model, scorer, adapter, actions, columns)
+    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, columns)
     rows = _limited(limit, len(dataset))
-    length = _length(max_length, engine)
+    worker = Worker(**arguments, truncate=truncate, ifd=ifd, shard_rows=SHARD_ROWS)
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
     status: dict[str, int] = {}
     picked: list[TokenRow] = []
     total = scored = 0
-    for first in range(0, rows, SHARD_ROWS):
-        stop = min(first + SHARD_ROWS, rows)
-        encoded = tokens.encode(
-            dataset.rows(first, stop),
-            engine.tokenizer,
-            actions=actions,
-            max_length=length,
-            truncate=truncate,
-            first_row=first,
-        )
+    for part in shards.ranges(rows, SHARD_ROWS):
+        encoded = worker.encode(dataset.part(*part), part.first)
         for row in encoded:
             status[row.status] = status.get(row.status, 0) + 1
             if row.status in SCORED:
                 total += len(row.ids)
                 scored += len(row.scored)
-        picked += [encoded[row - first] for row in chosen[(chosen >= first) & (chosen < stop)]]
+        picked += [encoded[row - part.first] for row in chosen[(chosen >= part.first) & (chosen < part.stop)]]
     picked = [row for row in picked if row.status in SCORED]
     if not picked:
         raise InputError(f"none of {len(chosen)} sampled rows can be scored: {status}")
-    ids, positions = [row.ids for row in picked], [row.scored for row in picked]
-    engine.score(ids[:2], positions[:2], progress.silent)  # warm-up
+    worker.log_probabilities(picked[:2], progress.silent)  # warm-up
     start = time.monotonic()
-    engine.score(ids, positions, progress.silent)
-    rate = sum(map(len, ids)) / (time.monotonic() - start)
+    worker.log_probabilities(picked, progress.silent)
+    # The second pass of ifd is over the scored tokens alone; its time is in the rate.
+    rate = sum(len(row.ids) for row in picked) / (time.monotonic() - start)
     return {
         "rows": rows,
         "status": status,
         "tokens": total,
         "scored_tokens": scored,
+        "scorer": _described(worker.settings),
         "sample_rows": len(picked),
         "tokens_per_second": rate,
         "seconds": total / rate,
-        "memory_bytes": _memory(engine),
+        "memory_bytes": _memory(worker.settings.get("device")),
     }
 
 
@@ -203,20 +227,15 @@ def read(run: Run, epoch: int, columns: list[str] | None = None) -> pa.Table:
         InputError: The epoch was not scored, or not to its end.
     """
     folder = run.scores(epoch)
-    manifest = _manifest(folder)
-    rows, step = manifest["rows"], manifest["settings"]["shard_rows"]
-    files = [_file(folder, first) for first in range(0, rows, step)]
-    missing = [
-        file
-        for first, file in zip(range(0, rows, step), files, strict=True)
-        if not _complete(file, (first, min(first + step, rows)))
-    ]
-    if missing:
+    manifest = _manifest(run, epoch)
+    parts = shards.ranges(manifest["rows"], manifest["settings"]["shard_rows"])
+    absent = shards.missing(folder, parts)
+    if absent:
         raise InputError(
-            f"{folder}: {len(missing)} of {len(files)} shards are missing ({missing[0].name} first); run the same "
-            f"'p3select score --epoch {epoch}' command again to finish it"
+            f"{folder}: {len(absent)} of {len(parts)} shards are missing ({shards.file(folder, absent[0]).name} first);"
+            f" run the same 'p3select score --epoch {epoch}' command again to finish it"
         )
-    return pa.concat_tables(pq.ParquetFile(file).read(columns) for file in files)
+    return shards.read(folder, parts, columns)
 
 
 def fingerprint(run: Run, epoch: int) -> str:
@@ -230,8 +249,173 @@ def settings(run: Run, epoch: int) -> dict[str, Any]:
     Raises:
         InputError: The epoch was not scored.
     """
-    found: dict[str, Any] = _manifest(run.scores(epoch))["settings"]
+    found: dict[str, Any] = _manifest(run, epoch)["settings"]
     return found
+
+
+class Worker:
+    """Tokenises and scores shards, each into its file.
+
+    Attributes:
+        settings: What the scores depend on.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        messages: bool,
+        scorer: str | scorers.Scorer,
+        model: str | Path | None,
+        adapter: str | Path | None,
+        options: Mapping[str, Any] | None,
+        actions: str,
+        max_length: int | None,
+        truncate: str,
+        ifd: bool,
+        shard_rows: int,
+    ) -> None:
+        from p3select import __version__
+
+        if isinstance(scorer, str):
+            assert model is not None  # _prepare has seen to it
+            scorer = scorers.make(scorer, model, adapter=adapter, options=options)
+        self._scorer, self._ifd = scorer, ifd
+        self.settings: dict[str, Any] = {
+            "dataset": dataset,
+            **scorer.provenance,
+            **tokens.fingerprint(scorer.tokenizer, messages=messages),
+            "actions": actions,
+            "max_length": _length(max_length, scorer),
+            "truncate": truncate,
+            "difficulty": "p3",
+            "shard_rows": shard_rows,
+            "p3select": __version__,
+        }
+        if ifd:
+            self.settings["ifd"] = True
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to know of the scorer."""
+        return list(getattr(self._scorer, "notes", []))
+
+    def encode(self, rows: Dataset, first: int) -> list[TokenRow]:
+        """Token rows of a part of the dataset that begins with a row."""
+        return tokens.encode(rows.rows(), self._scorer.tokenizer, first_row=first, **tokenised.rules(self.settings))
+
+    def tokenise(
+        self, folder: Path, shard: Shard, source: Dataset | Slice, advance: Callable[[int, int], None]
+    ) -> None:
+        """Write a shard of tokens."""
+        rows = source.read() if isinstance(source, Slice) else source
+        tokenised.write(folder, shard, self.encode(rows, shard.first), rows.ids)
+        advance(shard.rows, 0)
+
+    def score(
+        self, folder: Path, there: Path, shard: Shard, known: pa.Table | None, advance: Callable[[int, int], None]
+    ) -> None:
+        """Write a shard of scores.
+
+        Args:
+            folder: Where the scores go.
+            there: Where the tokens are.
+            shard: Which rows.
+            known: Rows that need not be scored: see :class:`_Known`.
+            advance: For progress.
+        """
+        encoded, about = tokenised.read(there, shard)
+        taken = set() if known is None else set(known.column("at").to_pylist())
+        chosen = [number for number, row in enumerate(encoded) if row.status in SCORED and number not in taken]
+        advance(len(encoded) - len(chosen), 0)
+        try:
+            scored = self.log_probabilities([encoded[number] for number in chosen], advance)
+        except InputError as error:
+            skipped = (
+                f", without {len(encoded) - len(chosen)} that are not scored now"
+                if taken or len(chosen) < len(encoded)
+                else ""
+            )
+            raise InputError(f"rows {shard.first} to {shard.stop - 1} of the dataset{skipped}: {error}") from error
+        values = {number: _sums(encoded[number], *row) for number, row in zip(chosen, scored, strict=True)}
+        if known is not None:
+            values |= {row.pop("at"): row for row in known.to_pylist()}
+        shards.write(folder, shard, _table(shard, encoded, about, values, self._ifd))
+
+    def log_probabilities(
+        self, rows: list[TokenRow], advance: Callable[[int, int], None]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+        """Per row: of its scored tokens (m,), and with ``ifd`` of the same tokens without what comes before them."""
+        ids, positions = [row.ids for row in rows], [row.scored for row in rows]
+        alone = self._alone(rows) if self._ifd else []
+        kept = [number for number, row in enumerate(alone) if len(row) > 1]
+        # In one call, so that short rows fill the batches of long ones.
+        values = self._scorer.score(
+            ids + [alone[number] for number in kept],
+            positions + [np.arange(1, len(alone[number]), dtype=np.int32) for number in kept],
+            advance if not kept else _counted(advance, len(rows), len(kept)),
+        )
+        second = dict(zip(kept, values[len(rows) :], strict=True))
+        none = np.empty(0, np.float32)
+        return [(values[i], second.get(i, none) if self._ifd else None) for i in range(len(rows))]
+
+    def _alone(self, rows: list[TokenRow]) -> list[NDArray[np.int32]]:
+        """The scored tokens by themselves, after what the tokenizer puts before any text."""
+        before = np.array(self._scorer.tokenizer("")["input_ids"][:1], np.int32)
+        return [np.concatenate([before, row.ids[row.scored]]) for row in rows]
+
+
+class _Known:
+    """Rows that were scored before under the same weights, found by the hash of their tokens."""
+
+    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None) -> None:
+        found = [_hashed(folder, bool(settings.get("ifd"))) for folder in self._sources(run, settings, reuse)]
+        tables = [table for table in found if table is not None and table.num_rows]
+        self._table = pa.concat_tables(tables) if tables else None
+        if self._table is not None:
+            hashes = _bytes(self._table.column("hash"))
+            # The first of equals, so that it does not matter how many there are.
+            self._sorted, self._at = np.unique(hashes, return_index=True)
+
+    @staticmethod
+    def _sources(run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None) -> Iterator[Path]:
+        """Folders of scores under the same weights."""
+        runs = [run]
+        if reuse is not None:
+            runs.append(reuse if isinstance(reuse, Run) else Run(reuse))
+            runs[-1].info()
+        wanted = {name: value for name, value in settings.items() if name not in _ELSEWHERE}
+        for one in runs:
+            for folder in sorted((one.path / "scores").glob("epoch-*")):
+                manifest = shards.manifest(folder)
+                if manifest and wanted == {k: v for k, v in manifest["settings"].items() if k not in _ELSEWHERE}:
+                    yield folder
+
+    def of(self, there: Path, shard: Shard) -> pa.Table | None:
+        """What is known of a shard's rows: their values, and ``at``, their number in the shard; None for nothing."""
+        if self._table is None:
+            return None
+        table = shards.read(there, [shard], ["hash", "status"])
+        hashes = _bytes(table.column("hash"))
+        found = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
+        scored = np.isin(table.column("status").to_numpy(), SCORED)
+        at = np.flatnonzero((self._sorted[found] == hashes) & scored)
+        if not len(at):
+            return None
+        return self._table.take(self._at[found[at]]).drop_columns("hash").append_column("at", pa.array(at))
+
+
+def _hashed(folder: Path, ifd: bool) -> pa.Table | None:
+    """The values of the rows that are scored in a folder's shards, with their hashes; None where there are none."""
+    # Of any size: a smaller limit may have cut the last one short.
+    files = sorted(folder.glob("part-*.parquet"))
+    names = ["hash", "logprob", "action_logprobs", "action_tokens", *(("alone_logprob", "alone_tokens") if ifd else ())]
+    tables = [pq.ParquetFile(file).read(names) for file in files]
+    return pa.concat_tables(tables).drop_null() if tables else None
+
+
+def _bytes(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Hashes of 16 bytes (n,), to be sorted and compared."""
+    return np.array(column.to_pylist(), "S16")
 
 
 def _prepare(
@@ -239,19 +423,30 @@ def _prepare(
     model: str | Path | None,
     scorer: str | scorers.Scorer,
     adapter: str | Path | None,
+    options: Mapping[str, Any] | None,
     actions: str,
+    max_length: int | None,
     columns: Mapping[str, str] | None,
-) -> tuple[Dataset, scorers.Scorer]:
-    """Everything that can be refused before the model is loaded is refused here."""
+) -> tuple[Dataset, dict[str, Any]]:
+    """The dataset, and a worker's arguments; what can be refused before the model is loaded is refused here."""
     action_rules.spans("", actions)
+    if max_length is not None and max_length < 2:
+        raise InputError(f"max_length {max_length}: at least 2 tokens")
     dataset = load(data, columns)
-    if isinstance(scorer, str):
-        if model is None:
-            raise InputError("no model: give the policy's folder, GGUF file or Hugging Face id")
-        return dataset, scorers.make(scorer, model, adapter=adapter)
-    if model is not None or adapter is not None:
-        raise InputError("a scorer object has its own model: leave model and adapter out")
-    return dataset, scorer
+    if isinstance(scorer, str) and model is None:
+        raise InputError("no model: give the policy's folder, GGUF file or Hugging Face id")
+    if not isinstance(scorer, str) and not (model is None and adapter is None and not options):
+        raise InputError("a scorer object has its own model: leave model, adapter and options out")
+    return dataset, {
+        "dataset": dataset.fingerprint,
+        "messages": bool({"messages", "conversations"} & set(dataset.columns)),
+        "scorer": scorer,
+        "model": model,
+        "adapter": adapter,
+        "options": options,
+        "actions": actions,
+        "max_length": max_length,
+    }
 
 
 def _limited(limit: int | None, rows: int) -> int:
@@ -260,134 +455,100 @@ def _limited(limit: int | None, rows: int) -> int:
     return rows if limit is None else min(limit, rows)
 
 
-def _length(max_length: int | None, engine: scorers.Scorer) -> int | None:
-    if max_length is None:
-        return engine.max_length
-    if max_length < 2:
-        raise InputError(f"max_length {max_length}: at least 2 tokens")
-    if engine.max_length is not None and max_length > engine.max_length:
-        raise InputError(f"max_length {max_length}: the model takes {engine.max_length} tokens at most")
-    return max_length
+def _length(max_length: int | None, scorer: scorers.Scorer) -> int | None:
+    if max_length is not None and scorer.max_length is not None and max_length > scorer.max_length:
+        raise InputError(f"max_length {max_length}: the model takes {scorer.max_length} tokens at most")
+    return scorer.max_length if max_length is None else max_length
 
 
-def _settings(
-    dataset: Dataset, engine: scorers.Scorer, actions: str, length: int | None, truncate: str, shard_rows: int
-) -> dict[str, Any]:
-    from p3select import __version__
+def _rows(parts: Sequence[Shard]) -> int:
+    return sum(part.rows for part in parts)
 
-    return {
-        "dataset": dataset.fingerprint,
-        **engine.provenance,
-        **tokens.fingerprint(engine.tokenizer, messages=bool({"messages", "conversations"} & set(dataset.columns))),
-        "actions": actions,
-        "max_length": length,
-        "truncate": truncate,
-        "difficulty": "p3",
-        "shard_rows": shard_rows,
-        "p3select": __version__,
+
+def _manifest(run: Run, epoch: int) -> dict[str, Any]:
+    known = shards.manifest(run.scores(epoch))
+    if known is None:
+        raise InputError(f"{run.scores(epoch)}: not scored yet; run 'p3select score DATA --epoch {epoch} …' first")
+    return known
+
+
+def _announce(plan: tokenised.Plan, settings: Mapping[str, Any], rows: int, reused: int) -> None:
+    """Say what is about to be done, before it costs anything."""
+    taken = f"; {reused:,} of {rows:,} rows are there" if reused else ""
+    progress.say(
+        f"scoring with {_described(settings)}: {plan.tokens:,} tokens, {plan.scored_tokens:,} of them scored{taken}"
+    )
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    """Such as ``transformers, float32, cpu``."""
+    return ", ".join(str(settings[name]) for name in ("scorer", "dtype", "device") if name in settings)
+
+
+def _counted(advance: Callable[[int, int], None], rows: int, more: int) -> Callable[[int, int], None]:
+    """Progress over more passes than rows: a row counts when its share of them is done."""
+    done = told = 0
+
+    def count(passes: int, tokens: int) -> None:
+        nonlocal done, told
+        done += passes
+        now = done * rows // (rows + more)
+        advance(now - told, tokens)
+        told = now
+
+    return count
+
+
+def _sums(row: TokenRow, single: NDArray[np.float32], alone: NDArray[np.float32] | None) -> dict[str, Any]:
+    """What is stored of a row: float64 sums, those of actions as float32."""
+    values = single.astype(np.float64)
+    known: dict[str, Any] = {
+        "logprob": float(values.sum()),
+        "action_logprobs": np.bincount(row.actions, weights=values).astype(np.float32),
+        "action_tokens": np.bincount(row.actions).astype(np.int32),
     }
+    if alone is not None:
+        known |= {"alone_logprob": float(alone.astype(np.float64).sum()), "alone_tokens": len(alone)}
+    return known
 
 
-def _claim(folder: Path, settings: dict[str, Any], rows: int, overwrite: bool) -> None:
-    """Write the manifest, or find that it says the same; a larger limit continues a smaller one."""
-    file = folder / "manifest.json"
-    if file.is_file():
-        known = read_json(file)
-        before = {**known["settings"], "rows": known["rows"]}
-        now = {**settings, "rows": rows}
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if not changed:
-            return
-        if changed == ["rows"] and rows > known["rows"]:
-            pass
-        elif not overwrite:
-            details = "; ".join(
-                f"{key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed
-            )
-            raise MismatchError(
-                f"{folder} holds scores made otherwise ({details}); give another --epoch or --run, or --overwrite "
-                "to score again"
-            )
-        else:
-            shutil.rmtree(folder)
-    write_json(file, {"settings": settings, "rows": rows})
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) > 48 else text
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
-    if not file.is_file():
-        epoch = int(folder.name.removeprefix("epoch-"))
-        raise InputError(f"{folder}: not scored yet; run 'p3select score DATA --epoch {epoch} …' first")
-    return read_json(file)
-
-
-def _file(folder: Path, first: int) -> Path:
-    return folder / f"part-{first:09d}.parquet"
-
-
-def _complete(file: Path, shard: tuple[int, int]) -> bool:
-    """Whether a shard has all its rows; one that a smaller --limit cut short has not."""
-    if not file.is_file():
-        return False
-    try:
-        return int(pq.ParquetFile(file).metadata.num_rows) == shard[1] - shard[0]
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: damaged ({error}); remove it and score again") from None
-
-
-def _shard(
+def _table(
+    shard: Shard,
     encoded: list[TokenRow],
-    engine: scorers.Scorer,
-    first: int,
-    dataset: Dataset,
-    advance: Callable[[int, int], None],
+    about: Mapping[str, Any],
+    values: Mapping[int, Mapping[str, Any]],
+    ifd: bool,
 ) -> pa.Table:
-    """Score the rows of a shard that can be scored; the others have their status and nulls."""
-    chosen = [number for number, row in enumerate(encoded) if row.status in SCORED]
-    advance(len(encoded) - len(chosen), 0)
-    ids, positions = [encoded[number].ids for number in chosen], [encoded[number].scored for number in chosen]
-    try:
-        logprobs = engine.score(ids, positions, advance)
-    except InputError as error:
-        skipped = f", without {len(encoded) - len(chosen)} that have no score" if len(chosen) < len(encoded) else ""
-        raise InputError(f"rows {first} to {first + len(encoded) - 1} of the dataset{skipped}: {error}") from error
-    # float64 sums, stored as float32: the difficulty is that of the stored values, so that it can be checked.
-    sums: list[Any] = [None] * len(encoded)
-    counts: list[Any] = [None] * len(encoded)
-    totals: list[float | None] = [None] * len(encoded)
-    for number, single in zip(chosen, logprobs, strict=True):
-        row, values = encoded[number], single.astype(np.float64)
-        sums[number] = np.bincount(row.actions, weights=values).astype(np.float32)
-        counts[number] = np.bincount(row.actions).astype(np.int32)
-        totals[number] = float(values.sum())
-    difficulties: list[float | None] = [None] * len(encoded)
-    if chosen:
-        values = difficulty([sums[number] for number in chosen], [counts[number] for number in chosen])
-        for number, value in zip(chosen, values, strict=True):
-            difficulties[number] = float(value)
-    stop = first + len(encoded)
-    data: dict[str, Any] = {"row": pa.array(np.arange(first, stop))}
-    if dataset.ids is not None:
-        data["id"] = dataset.ids.slice(first, len(encoded)).combine_chunks()
-    data |= {
-        "difficulty": pa.array(difficulties, pa.float64()),
-        "logprob": pa.array(totals, pa.float64()),
+    """A shard of scores; rows that have no values have their status and nulls."""
+
+    def column(name: str, kind: pa.DataType) -> pa.Array:
+        return pa.array([values[number][name] if number in values else None for number in range(len(encoded))], kind)
+
+    # The difficulty is that of the stored values, so that it can be checked.
+    found: list[float | None] = [None] * len(encoded)
+    if values:
+        numbers = sorted(values)
+        sums = [np.asarray(values[number]["action_logprobs"], np.float32) for number in numbers]
+        counts = [np.asarray(values[number]["action_tokens"], np.int32) for number in numbers]
+        for number, value in zip(numbers, difficulty(sums, counts), strict=True):
+            found[number] = float(value)
+    columns: dict[str, Any] = {"row": pa.array(np.arange(shard.first, shard.stop))}
+    if "id" in about:
+        columns["id"] = about["id"]
+    columns |= {
+        "difficulty": pa.array(found, pa.float64()),
+        "logprob": column("logprob", pa.float64()),
         "tokens": pa.array([len(row.scored) for row in encoded], pa.int32()),
-        "action_logprobs": pa.array(sums, pa.list_(pa.float32())),
-        "action_tokens": pa.array(counts, pa.list_(pa.int32())),
+        "action_logprobs": column("action_logprobs", pa.list_(pa.float32())),
+        "action_tokens": column("action_tokens", pa.list_(pa.int32())),
         "status": pa.array([row.status for row in encoded], pa.string()),
         "boundary_shift": pa.array([row.shift for row in encoded], pa.int32()),
+        "hash": about["hash"],
     }
-    return pa.table(data)
-
-
-def _write(table: pa.Table, file: Path) -> None:
-    write_whole(file, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    if ifd:
+        columns["alone_logprob"] = column("alone_logprob", pa.float64())
+        columns["alone_tokens"] = column("alone_tokens", pa.int32())
+    return pa.table(columns)
 
 
 def _summary(table: pa.Table) -> dict[str, Any]:
@@ -402,9 +563,9 @@ def _summary(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _memory(engine: scorers.Scorer) -> int:
+def _memory(device: str | None) -> int:
     """The peak so far: of the CUDA device where the scorer is on one, else of this process."""
-    if engine.provenance.get("device") == "cuda":
+    if device == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p3select import __version__, difficulties, embeddings, index, kernel, paces, scores, selectors
+from p3select import __version__, difficulties, embeddings, index, kernel, paces, scores, selectors, tokenised
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
@@ -51,7 +51,7 @@ def select(
         epochs: T, the epochs of the whole training.
         budget: Rows to select: a count, or a share of the dataset's rows such as ``"20%"`` (rounded down).
         pace: The λ schedule; see :func:`p3select.pace`.
-        difficulty: ``p3`` or ``nll``; see :func:`p3select.difficulty`.
+        difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
         quality_weight: The exponent of q: 0 for diversity alone, large for plain top-q.
         selector: ``dpp``, ``topk``, ``uniform``, another name (see :mod:`p3select.selectors`), or a function.
@@ -74,7 +74,7 @@ def select(
     table = scores.read(run, epoch)
     settings = scores.settings(run, epoch)
 
-    scored = np.flatnonzero(table.column("difficulty").is_valid().to_numpy())
+    scored = _scored(table, difficulty, run.scores(epoch))
     if not len(scored):
         raise InputError(f"{run.scores(epoch)}: no row could be scored; see the status column")
     values = _difficulty(table, scored, difficulty)
@@ -189,13 +189,30 @@ def budget_rows(budget: int | str, rows: int) -> int:
     return wanted
 
 
+def _scored(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
+    """The rows (m,) that have a difficulty of a kind."""
+    valid = table.column("difficulty").is_valid().to_numpy()
+    if kind == "ifd":
+        if "alone_tokens" not in table.column_names:
+            raise InputError(f"{folder}: scored without --ifd, which the difficulty ifd needs; score again with it")
+        # A target of one token has no probability by itself, unless the tokenizer begins every text with a token.
+        valid &= table.column("alone_tokens").fill_null(0).to_numpy() > 0
+    return np.flatnonzero(valid)
+
+
 def _difficulty(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
     logprobs, counts = (
         table.column(name).take(scored).combine_chunks() for name in ("action_logprobs", "action_tokens")
     )
     lengths = logprobs.value_lengths().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return difficulties.difficulty(logprobs.flatten().to_numpy(), counts.flatten().to_numpy(), kind, offsets=offsets)
+    alone = None
+    if kind == "ifd":
+        sums, numbers = (table.column(name).take(scored).to_numpy() for name in ("alone_logprob", "alone_tokens"))
+        alone = np.maximum(-sums, 0.0) / numbers
+    return difficulties.difficulty(
+        logprobs.flatten().to_numpy(), counts.flatten().to_numpy(), kind, offsets=offsets, nll_alone=alone
+    )
 
 
 def _vectors(
@@ -218,7 +235,7 @@ def name_of(selector: str | Callable[..., Any]) -> str:
 
 def _unscored(table: pa.Table) -> dict[str, int]:
     status = {item["values"]: item["counts"] for item in table.column("status").value_counts().to_pylist()}
-    return {name: count for name, count in status.items() if name not in scores.SCORED}
+    return {name: count for name, count in status.items() if name not in tokenised.SCORED}
 
 
 def _top(q: NDArray[np.float64], k: int) -> NDArray[np.int64]:

@@ -1,6 +1,13 @@
 """A scorer without a model, for tests that are not about models: the log-probabilities are a hash of the ids."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
+
+from p3select.errors import InputError
 
 
 class FakeScorer:
@@ -10,10 +17,12 @@ class FakeScorer:
         self.provenance = {"scorer": "fake", "model": model, "dtype": "float32", "device": "cpu"}
         self.notes = []
         self.calls = 0
+        self.rows = 0
         self.fail_after = fail_after
 
     def score(self, ids, scored, advance):
         self.calls += 1
+        self.rows += len(ids)
         if self.fail_after is not None and self.calls > self.fail_after:
             raise RuntimeError("the machine went away")
         salt = sum(map(ord, self.provenance["model"]))
@@ -23,3 +32,33 @@ class FakeScorer:
             results.append((-mixed[positions] / 500).astype(np.float32))
             advance(1, len(row))
         return results
+
+
+class Unlucky(FakeScorer):
+    """By name, for other processes: its model is a tokenizer's folder. It kills its own process, or refuses a row."""
+
+    def __init__(
+        self,
+        model,
+        *,
+        adapter: str | None = None,
+        delay: float = 0.0,
+        once: str | None = None,
+        deadly: int | None = None,
+        refused: int | None = None,
+    ):
+        from transformers import AutoTokenizer
+
+        super().__init__(AutoTokenizer.from_pretrained(model))
+        self.delay, self.once, self.deadly, self.refused = delay, once, deadly, refused
+
+    def score(self, ids, scored, advance):
+        time.sleep(self.delay)
+        if self.deadly in map(len, ids):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.refused in map(len, ids):
+            raise InputError(f"row {list(map(len, ids)).index(self.refused)}: not this one")
+        if self.once and not Path(self.once).exists():
+            Path(self.once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(ids, scored, advance)

@@ -148,3 +148,18 @@ def test_paper_defect_11_half_precision_is_refused_and_values_stay_apart():
         difficulty([np.array([-1.0], np.float16)], [[1]])
     with pytest.raises(InputError, match="float16"):
         difficulty(np.array([-1.0], np.float16), [1], offsets=[0, 1])
+
+
+def test_ifd_is_the_ratio_of_perplexities():
+    logprobs, tokens = [[-2.0, -1.0], [-3.0]], [[2, 1], [3]]
+    # Superfiltering's formula, written out.
+    expected = [np.exp(3.0 / 3) / np.exp(0.5), np.exp(3.0 / 3) / np.exp(2.0)]
+    np.testing.assert_allclose(difficulty(logprobs, tokens, "ifd", nll_alone=[0.5, 2.0]), expected)
+    for options, message in (
+        ({"kind": "ifd"}, "'ifd' needs nll_alone"),
+        ({"kind": "nll", "nll_alone": [1.0, 1.0]}, "'nll' takes no nll_alone"),
+        ({"kind": "ifd", "nll_alone": [1.0]}, "shape"),
+        ({"kind": "ifd", "nll_alone": [1.0, np.nan]}, "row 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            difficulty(logprobs, tokens, **options)

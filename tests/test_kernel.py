@@ -43,6 +43,12 @@ def test_paper_defect_7_direction_is_a_named_option():
         kernel.quality(difficulty, "hard")
 
 
+def test_quality_of_ifd_is_its_share_of_both_perplexities():
+    u = np.array([0.0, 0.5, 1.0, 3.0])
+    np.testing.assert_allclose(kernel.quality(u, "harder", 1.0, "ifd"), [0, 1 / 3, 1 / 2, 3 / 4])
+    np.testing.assert_allclose(kernel.quality(u, "easier", 2.0, "ifd"), [1, 4 / 9, 1 / 4, 1 / 16])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -50,7 +56,7 @@ def test_paper_defect_7_direction_is_a_named_option():
         ({"weight": math.nan}, "weight nan"),
         ({"weight": math.inf}, "weight inf"),
         ({"direction": "none", "weight": 2.0}, "'none' takes no weight"),
-        ({"kind": "ifd"}, "'ifd'"),
+        ({"kind": "el2n"}, "'el2n'"),
     ],
 )
 def test_quality_refuses_bad_options(options, message):

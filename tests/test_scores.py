@@ -45,6 +45,7 @@ def test_scores_follow_the_schema(tmp_path, gsm8k, tokenizer):
         "action_tokens": pl.List(pl.Int32),
         "status": pl.String,
         "boundary_shift": pl.Int32,
+        "hash": pl.Binary,
     }
     assert table["row"].to_list() == list(range(200))
     assert table["id"].to_list() == pl.read_parquet(gsm8k)["id"].to_list()
@@ -88,10 +89,97 @@ def test_a_limit_can_be_raised(tmp_path, gsm8k, tokenizer):
     run = p3select.Run(tmp_path / "run")
     assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=100, shard_rows=64)["rows"] == 100
     assert scores.read(run, 1).num_rows == 100
-    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=64)["reused"] == 64
+    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=64)["reused"] == 100
     assert files(direct.path) == files(run.path)
     with pytest.raises(MismatchError, match="rows: 200 there, 64 now"):
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=64, shard_rows=64)
+
+
+def test_rows_scored_before_with_the_same_weights_are_taken_over(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=50)
+    # Another epoch, the same weights: nothing is left to score; other weights: everything.
+    for epoch, model, limit, scored in ((2, "fake-1", 60, 10), (3, "fake-2", 60, 60)):
+        scorer = FakeScorer(tokenizer, model=model)
+        summary = p3select.score(gsm8k, run, scorer=scorer, epoch=epoch, limit=limit)
+        assert (scorer.rows, summary["reused"]) == (scored, limit - scored)
+    first, second = (scores.read(run, epoch).slice(0, 50) for epoch in (1, 2))
+    assert first.equals(second)
+
+
+def test_rows_of_another_run_are_taken_over_where_they_are_the_same(tmp_path, gsm8k, tokenizer):
+    p3select.score(gsm8k, tmp_path / "old", scorer=FakeScorer(tokenizer), ifd=True)
+    rows = pl.read_parquet(gsm8k)
+    changed = pl.concat([rows[:3], rows[3:6].with_columns(completion=pl.lit("42")), rows[6:90].reverse()])
+    changed.write_parquet(tmp_path / "new.parquet")
+    scorer = FakeScorer(tokenizer)
+    new = p3select.Run(tmp_path / "new")
+    summary = p3select.score(tmp_path / "new.parquet", new, scorer=scorer, reuse=tmp_path / "old", ifd=True)
+    # Three rows, each with its second pass.
+    assert (scorer.rows, summary["reused"]) == (6, 87)
+    direct = p3select.Run(tmp_path / "direct")
+    p3select.score(tmp_path / "new.parquet", direct, scorer=FakeScorer(tokenizer), ifd=True)
+    assert scores.read(new, 1).equals(scores.read(direct, 1))
+    with pytest.raises(InputError, match="no run folder"):
+        p3select.score(gsm8k, tmp_path / "third", scorer=FakeScorer(tokenizer), reuse=tmp_path / "gone")
+
+
+def test_tokens_are_made_once_and_used_in_every_epoch(tmp_path, gsm8k, tokenizer, monkeypatch):
+    calls = []
+    encode = scores.tokens.encode
+    monkeypatch.setattr(scores.tokens, "encode", lambda *a, **k: calls.append(k["first_row"]) or encode(*a, **k))
+    for epoch, model, limit in ((1, "a", 90), (2, "b", 200), (3, "c", 90)):
+        scorer = FakeScorer(tokenizer, model=model)
+        p3select.score(gsm8k, tmp_path, scorer=scorer, epoch=epoch, limit=limit, shard_rows=40)
+    # The third shard was cut short by the first limit.
+    assert calls == [0, 40, 80, 80, 120, 160]
+    p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer, model="d"), epoch=4, actions="whole", shard_rows=100)
+    assert calls[6:] == [0, 100]
+
+
+def test_ifd_scores_the_target_a_second_time_by_itself(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path)
+    plain = p3select.score(gsm8k, tmp_path / "plain", scorer=FakeScorer(tokenizer), limit=30)
+    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30, ifd=True)["status"] == plain["status"]
+    rows = pl.read_parquet(run.scores(1) / "*.parquet")
+    before = tokenizer("")["input_ids"]
+    for row, text in zip(rows.iter_rows(named=True), pl.read_parquet(gsm8k).iter_rows(named=True), strict=False):
+        full = tokenizer(text["prompt"] + text["completion"] + tokenizer.eos_token)["input_ids"]
+        ids = np.array([*before, *full[len(full) - row["tokens"] :]], np.int32)
+        alone = FakeScorer(tokenizer).score([ids], [np.arange(1, len(ids))], lambda *_: None)[0]
+        assert row["alone_tokens"] == len(alone) == row["tokens"] - 1 + len(before)
+        assert row["alone_logprob"] == pytest.approx(alone.sum(), rel=1e-6)
+    with pytest.raises(MismatchError, match="ifd: True there, None now"):
+        p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30)
+
+
+def test_the_budget_is_said_before_the_work(tmp_path, gsm8k, tokenizer, capsys):
+    class Loud(FakeScorer):
+        def score(self, *arguments):
+            sys.stderr.write("now\n")
+            return super().score(*arguments)
+
+    summary = p3select.score(gsm8k, tmp_path, scorer=Loud(tokenizer), limit=20, show_progress=True)
+    said, now = capsys.readouterr().err.splitlines()
+    table = scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), limit=20)
+    tokens, scored = table["tokens"], summary["scored_tokens"]
+    assert said == f"scoring with fake, float32, cpu: {tokens:,} tokens, {scored:,} of them scored"
+    assert now == "now"
+
+
+def test_options_go_to_the_scorer_by_name(smollm2, gsm8k, tmp_path):
+    from p3select import scorers
+
+    made = scorers.make("tests.fakes:Unlucky", smollm2, options={"delay": "0.5", "deadly": "7"})
+    assert (made.delay, made.deadly, made.once) == (0.5, 7, None)
+    for options, message in (
+        ({"speed": "1"}, "scorer 'tests.fakes:Unlucky' has no option 'speed'; it has deadly, delay, once, refused"),
+        ({"deadly": "few"}, "option deadly='few': not an int"),
+        ({"delay": "long"}, "option delay='long': not a float"),
+    ):
+        with pytest.raises(InputError, match=message):
+            p3select.score(gsm8k, tmp_path, smollm2, scorer="tests.fakes:Unlucky", options=options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -236,3 +236,18 @@ def test_a_selection_is_frozen(run):
     chosen = p3select.select(run, epoch=1, epochs=5, budget=10)
     with pytest.raises(dataclasses.FrozenInstanceError):
         chosen.rows = None
+
+
+def test_ifd_needs_the_second_pass(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=60)
+    options = {"epoch": 1, "epochs": 1, "budget": 20, "selector": "topk", "difficulty": "ifd", "overwrite": True}
+    with pytest.raises(InputError, match="scored without --ifd"):
+        p3select.select(run, **options)
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=60, ifd=True, overwrite=True)
+    chosen = p3select.select(run, **options)
+    table = scores.read(run, 1).to_pylist()
+    for row, value in zip(chosen.rows, chosen.difficulty, strict=True):
+        known = table[row]
+        with_prompt = -known["logprob"] / known["tokens"]
+        assert value == pytest.approx(np.exp(with_prompt + known["alone_logprob"] / known["alone_tokens"]), rel=1e-5)

@@ -7,9 +7,12 @@ names the built-in scorers and imports the chosen one only when it is asked for.
 
 from __future__ import annotations
 
+import inspect
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from p3select import plugins
+from p3select.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BUILTIN = {"transformers": ("p3select.scorers.transformers:TransformersScorer", "hf")}
+BUILTIN = {
+    "transformers": ("p3select.scorers.transformers:TransformersScorer", "hf"),
+    "vllm": ("p3select.scorers.vllm:VllmScorer", "vllm"),
+    "server": ("p3select.scorers.server:ServerScorer", "hf"),
+}
 
 
 class Scorer(Protocol):
@@ -56,16 +63,73 @@ class Scorer(Protocol):
         ...
 
 
-def make(name: str, model: str | Path, *, adapter: str | Path | None = None) -> Scorer:
+def choose(name: str, model: str | Path) -> str:
+    """The scorer's name: for ``auto``, ``vllm`` where vLLM and a GPU are found, else ``transformers``.
+
+    A GGUF file goes to ``transformers`` in any case, as vLLM reads only some of them.
+    """
+    if name != "auto":
+        return name
+    if find_spec("vllm") is None or str(model).endswith(".gguf"):
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def make(
+    name: str,
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Scorer:
     """Load a policy into a scorer.
 
     Args:
-        name: A built-in scorer, an entry point of the group ``p3select.scorers``, or ``module:attribute``.
+        name: ``auto`` (see :func:`choose`), a built-in scorer, an entry point of the group ``p3select.scorers``, or
+            ``module:attribute``.
         model: The weights: a local folder, a GGUF file or a Hugging Face id.
         adapter: A PEFT adapter's folder.
+        options: The scorer's own options by name: the keyword arguments of its class, such as ``dtype``. Text is
+            read as the type that the argument is declared with.
 
     Raises:
-        InputError: No such scorer or no such model.
+        InputError: No such scorer, model or option, or an option that is not of its type.
         MissingLibraryError: The scorer's library is not installed.
     """
-    return cast("Scorer", plugins.find("scorer", name, BUILTIN)(model, adapter=adapter))
+    name = choose(name, model)
+    found = plugins.find("scorer", name, BUILTIN)
+    own = {
+        parameter.name: parameter
+        for parameter in inspect.signature(found).parameters.values()
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.name not in ("adapter", "tokenizer")
+    }
+    given = {}
+    for option, value in (options or {}).items():
+        if option not in own:
+            raise InputError(f"scorer {name!r} has no option {option!r}; it has {', '.join(sorted(own)) or 'none'}")
+        given[option] = _typed(option, value, own[option].annotation) if isinstance(value, str) else value
+    missing = [option for option in own if own[option].default is inspect.Parameter.empty and option not in given]
+    if missing:
+        raise InputError(f"scorer {name!r} needs the option {missing[0]!r}")
+    return cast("Scorer", found(model, adapter=adapter, **given))
+
+
+def _typed(option: str, text: str, annotation: Any) -> Any:
+    """Text of a command line as the type of an argument that is declared as, say, ``int | None``."""
+    declared = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    kinds: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": _truth}
+    kind = next((kind for kind in kinds if kind in declared.replace(" ", "").split("|")), None)
+    if kind is None:
+        return text
+    try:
+        return kinds[kind](text)
+    except ValueError:
+        raise InputError(f"option {option}={text!r}: not {'an' if kind == 'int' else 'a'} {kind}") from None
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"

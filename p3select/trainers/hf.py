@@ -21,7 +21,7 @@ import pyarrow as pa
 import torch
 import transformers
 
-from p3select import difficulties, embeddings, index, kernel, paces, scores, selection, selectors, tokens
+from p3select import difficulties, embeddings, index, kernel, paces, scores, selection, selectors, tokenised, tokens
 from p3select.errors import InputError, MismatchError, MissingLibraryError
 from p3select.run import Run
 from p3select.scorers.transformers import TransformersScorer
@@ -260,7 +260,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 item = given[int(self.where[row])]
                 if expected is None:
                     difference = _other_text(item, text, self.tokenizer)
-                elif expected.status in scores.SCORED:
+                elif expected.status in tokenised.SCORED:
                     difference = _other_tokens(item, expected, self.tokenizer, self.check)
                 elif self.source.chosen:
                     difference = f"{expected.status} by the trainer's tokenizer, and it was scored"

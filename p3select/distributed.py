@@ -1,0 +1,262 @@
+"""The same work here or on Ray: a crew does one method of its workers for many items.
+
+A worker is an object made by a factory; what it makes, it writes itself, whole or not at all. So a crew passes
+descriptors out and counts back, and nothing else moves.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from p3select import progress
+from p3select.errors import InputError, MissingLibraryError, P3Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+ENGINES = ("local", "ray")
+
+# Ray's defaults are infinite: an item that kills its worker would do so for ever.
+RESTARTS = 4
+RETRIES = 2
+
+
+class Crew(Protocol):
+    """Workers that are there to be given items."""
+
+    def ask(self, attribute: str) -> Any:
+        """What a worker's attribute is; all workers must agree on it."""
+        ...
+
+    def each(
+        self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Call a worker's method for each item.
+
+        Args:
+            method: Its name. It takes an item's values and a function ``advance(rows, tokens)``, for progress.
+            items: Arguments, one tuple a call.
+            advance: Called with the (rows, tokens) that are done.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the workers go."""
+        ...
+
+
+def crew(
+    engine: str,
+    factory: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    gpus: float | None = None,
+) -> Crew:
+    """Workers, here or on Ray.
+
+    Args:
+        engine: ``local``: one worker in this process; or ``ray``.
+        factory: Makes a worker; on Ray, in each worker's own process.
+        arguments: What the factory is given.
+        workers: How many, on Ray; None for as many as the cluster has GPUs for, or one where it has none.
+        address: Of a Ray cluster, such as ``auto``; None for a Ray of this machine's own, or for the cluster that
+            the environment variable RAY_ADDRESS names.
+        gpus: GPUs of a worker, on Ray; None for one where the cluster has any.
+
+    Raises:
+        InputError: An unknown engine, options that it does not have, or more than the cluster can give.
+        MissingLibraryError: Ray is not installed.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}: one of {', '.join(ENGINES)}")
+    if engine == "local":
+        given = {"workers": workers, "address": address, "gpus": gpus}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"{name} {value}: is for engine 'ray' alone; engine 'local' is one worker, here")
+        return _Here(factory(**arguments))
+    return _Actors(factory, arguments, workers, address, gpus)
+
+
+class _Here:
+    """One worker, in this process."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def ask(self, attribute: str) -> Any:
+        return getattr(self._worker, attribute)
+
+    def each(
+        self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
+    ) -> None:
+        for item in items:
+            getattr(self._worker, method)(*item, advance or progress.silent)
+
+    def close(self) -> None:
+        """There is nothing to let go."""
+
+
+class _Actor:
+    """A worker in a process of Ray's. An error that p3select raises on purpose is a result: Ray is not to retry it."""
+
+    def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        try:
+            self._worker = factory(**arguments)
+        except P3Error as error:
+            self._worker = None
+            self._error = str(error)
+
+    def ask(self, attribute: str) -> tuple[Any, str | None]:
+        if self._worker is None:
+            return None, self._error
+        return getattr(self._worker, attribute), None
+
+    def call(self, method: str, item: tuple[Any, ...]) -> tuple[int, int, str | None]:
+        if self._worker is None:
+            return 0, 0, self._error
+        rows = tokens = 0
+
+        def count(more_rows: int, more_tokens: int) -> None:
+            nonlocal rows, tokens
+            rows += more_rows
+            tokens += more_tokens
+
+        try:
+            getattr(self._worker, method)(*item, count)
+        except P3Error as error:
+            return 0, 0, str(error)
+        return rows, tokens, None
+
+
+class _Actors:
+    """Workers as actors of Ray, each with its share of the machine."""
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        workers: int | None,
+        address: str | None,
+        gpus: float | None,
+    ) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise MissingLibraryError("engine 'ray'", "ray", "ray") from None
+        self._ray = ray
+        self._started = not ray.is_initialized()
+        self._actors: list[Any] = []
+        if self._started:
+            _start(ray, address)
+        try:
+            self._actors = self._make(factory, arguments, *self._shares(workers, gpus))
+        except BaseException:
+            self.close()
+            raise
+
+    def _shares(self, workers: int | None, gpus: float | None) -> tuple[int, float, float]:
+        """Workers, and the GPUs and cores of each."""
+        there = self._ray.cluster_resources()
+        if gpus is None:
+            gpus = 1.0 if there.get("GPU") else 0.0
+        if gpus < 0 or gpus > there.get("GPU", 0.0):
+            raise InputError(f"{gpus:g} GPUs a worker: the cluster has {there.get('GPU', 0.0):g}")
+        if workers is None:
+            workers = int(there["GPU"] // gpus) if gpus else 1
+        if workers < 1:
+            raise InputError(f"workers {workers}: at least 1")
+        if gpus * workers > there.get("GPU", 0.0) or workers > there["CPU"]:
+            raise InputError(
+                f"{workers} workers of {gpus:g} GPUs and a core at least: the cluster has "
+                f"{there.get('GPU', 0.0):g} GPUs and {there['CPU']:g} cores"
+            )
+        # Where a GPU does the work, the cores are left to others.
+        return workers, gpus, 1.0 if gpus else float(there["CPU"] // workers)
+
+    def _make(
+        self, factory: Callable[..., Any], arguments: Mapping[str, Any], workers: int, gpus: float, cores: float
+    ) -> list[Any]:
+        kind = self._ray.remote(_Actor).options(
+            num_cpus=cores, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RETRIES
+        )
+        return [kind.remote(factory, dict(arguments)) for _ in range(workers)]
+
+    def ask(self, attribute: str) -> Any:
+        answers = self._get([actor.ask.remote(attribute) for actor in self._actors])
+        for value, error in answers:
+            if error is not None:
+                raise InputError(error)
+            if value != answers[0][0]:
+                raise InputError(
+                    f"the workers differ in {_difference(answers[0][0], value)}: give all machines the same "
+                    "versions, devices and files"
+                )
+        return answers[0][0]
+
+    def each(
+        self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
+    ) -> None:
+        waiting = iter(items)
+        idle, running = list(self._actors), {}
+        failed: str | None = None
+        while True:
+            # After a failure what is being done is done to its end: finished shards stay.
+            while idle and failed is None and (item := next(waiting, None)) is not None:
+                actor = idle.pop()
+                running[actor.call.remote(method, item)] = actor
+            if not running:
+                break
+            done, _ = self._ray.wait(list(running), num_returns=1)
+            idle.append(running.pop(done[0]))
+            rows, tokens, error = self._get(done)[0]
+            if error is None:
+                (advance or progress.silent)(rows, tokens)
+            else:
+                failed = error
+        if failed is not None:
+            raise InputError(failed)
+
+    def _get(self, references: Sequence[Any]) -> list[Any]:
+        try:
+            found: list[Any] = self._ray.get(list(references))
+        except self._ray.exceptions.RayActorError as error:
+            raise P3Error(
+                f"a worker died {RETRIES + 1} times at one shard, or {RESTARTS + 1} times in all (out of memory?); "
+                f"what is finished stays, and the same command goes on from there: {_first_line(error)}"
+            ) from error
+        return found
+
+    def close(self) -> None:
+        if self._started:
+            self._ray.shutdown()
+        else:
+            for actor in self._actors:
+                self._ray.kill(actor)
+
+
+def _start(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start a Ray of this machine's own."""
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        address = "local"
+    if address == "local":
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"no Ray cluster at {address!r}: {_first_line(error)}") from error
+
+
+def _difference(one: Any, other: Any) -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+        return ", ".join(f"{name} ({one.get(name)}, {other.get(name)})" for name in names)
+    return f"{one}, {other}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

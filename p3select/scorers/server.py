@@ -1,0 +1,526 @@
+"""The scorer ``server``: a running vLLM server, asked over its OpenAI-compatible API.
+
+Rows go out as token ids to ``/completions`` with ``prompt_logprobs`` (vLLM's own addition to that API), several rows
+in a request and several requests at a time. Every answer is checked against what was sent: the ids at each position,
+and a finite log-probability at each scored one.
+
+A server does not say what its weights are. Where the model's folder and the server's are both here, they are compared;
+else ``provenance`` has what the server calls its model, and ``notes`` says that this is all that is known.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import socket
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+import transformers
+
+from p3select.errors import InputError, P3Error
+from p3select.scorers.checkpoints import adapter_weights, check_rows, describe, first_line, of_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Ids = Sequence[NDArray[np.int32]]
+    Values = list[NDArray[np.float32]]
+
+KEY = "P3SELECT_API_KEY"
+# Requests at a time, and tokens of a request but for a longer row: enough in flight to fill a GPU's steps, few enough
+# that the last one is answered in time by a CPU. A row has two tokens: never more rows than the 1024 that vLLM takes.
+CONCURRENCY = 16
+REQUEST_TOKENS = 2048
+# Seconds for an answer; and for a connection and the server's first answer.
+TIMEOUT = 300.0
+CONNECT = 10.0
+# With these, a server may be away for a minute and a half.
+RETRIES = 7
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 60.0
+# vLLM writes this for minus infinity.
+_NOTHING = -9999.0
+# Rounding lifts the logarithm of a probability of 1 above 0 by less.
+_ROUNDING = 1e-3
+# The self-check: a row as long as this is sent twice.
+_TRIAL_TOKENS = 160
+_TRIAL_MEAN = 0.05
+_TEXT = "Natalia sold 48/2 = 24 clips in May.\nDid café «Zoë» sell 3.5% more? f(x) = x**2 + 1:\n\treturn [a_1, b]\n"
+# Not the module's own generator: users seed that one.
+_JITTER = random.Random()
+
+
+class ServerScorer:
+    """Log-probabilities from a running vLLM server.
+
+    The key, where the server wants one, is read from the environment (``P3SELECT_API_KEY``) and kept nowhere.
+
+    Args:
+        model: The policy that is served: its local folder or its Hugging Face id. Its tokenizer is used.
+        server: The server's address, such as ``http://127.0.0.1:8000/v1``.
+        tokenizer: A tokenizer, its folder or its id, where it is not the model's own.
+        adapter: Refused: an adapter is loaded by the server, which gives it a name.
+        name: What the server calls the model or the adapter to score with. None for the model with the id or the
+            folder ``model``, or for the only one.
+        concurrency: Requests at a time.
+        timeout: Seconds to wait for an answer.
+        retries: How often a request is made again after status 429 or 5xx, a broken connection or a time-out, each
+            time after a longer wait, or the one that the server asks for.
+        max_length: The longest row to accept, where that is less than the server's own limit.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        max_length: Tokens of the longest row that the server takes; None where it does not say.
+        provenance: What the numbers depend on, as far as it is known.
+        notes: What could not be checked, one sentence each.
+
+    Raises:
+        InputError: Nothing answers there, it does not serve the model, its weights or its tokenizer are others, it
+            gives no log-probabilities of prompts, or the same row twice has different ones.
+        P3Error: The server fails on and on.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        server: str,
+        tokenizer: Any = None,
+        adapter: str | Path | None = None,
+        name: str | None = None,
+        concurrency: int = CONCURRENCY,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+        max_length: int | None = None,
+    ) -> None:
+        if adapter is not None:
+            raise InputError(
+                f"adapter {str(adapter)!r}: a server has its own; start it with --enable-lora --lora-modules "
+                f"NAME={adapter} and give that name as the name to score with"
+            )
+        if concurrency < 1 or retries < 0 or not timeout > 0:
+            raise InputError(
+                f"concurrency {concurrency}, retries {retries}, timeout {timeout}: at least 1, at least 0, more than 0"
+            )
+        self.notes: list[str] = []
+        self._options = (server, timeout, retries)
+        self._concurrency = concurrency
+        with closing(_Client(*self._options)) as client:
+            cards = _cards(client)
+            card = _chosen(cards, str(model), name, client.url)
+            base = _base(cards, card)
+            self._name: str = card["id"]
+            self.max_length = _longest(base, max_length)
+            config, self.tokenizer, own = describe(model, tokenizer)
+            self._vocabulary = int(config.get_text_config().vocab_size)
+            self._compare_tokenizers(client)
+            root = str(base.get("root") or base["id"])
+            weights, known = _weights(Path(model), own, root)
+            adapter, adapter_known = ("none", True) if base is card else _adapter(config, card)
+            if not (known and adapter_known):
+                self.notes.append(
+                    f"what weights the server has as {self._name!r} cannot be checked from here; serve each checkpoint "
+                    "under a name of its own, so that scores of different ones are told apart"
+                )
+            self.provenance: Mapping[str, str] = {
+                "scorer": "server",
+                "model": weights,
+                "adapter": adapter,
+                "dtype": "as served",
+                "served": self._name,
+                "root": root,
+                "server": _version(client),
+                "max_model_len": str(base.get("max_model_len") or "unknown"),
+            }
+            self._try(client)
+
+    def score(self, ids: Ids, scored: Ids, advance: Callable[[int, int], None]) -> Values:
+        """Log-probabilities of chosen tokens, each given all the tokens before it in its row.
+
+        Args:
+            ids: One array (length,) of token ids per row, each length from 2 to ``max_length``.
+            scored: One array (m,) per row: the positions to score, ascending, each at least 1.
+            advance: Called with (rows, tokens) as they are done, in the caller's thread.
+
+        Returns:
+            One float32 array (m,) per row, in the order given: log p(ids[i] | ids[:i]) in nats for i in scored.
+
+        Raises:
+            InputError: A token that the model does not have, a row longer than ``max_length``, positions out of
+                range, what the server refuses, or an answer that lacks a log-probability, has one that is not finite,
+                or is about other ids.
+            P3Error: The server fails on and on.
+        """
+        check_rows(ids, scored, self.max_length, self._vocabulary)
+        values: dict[int, NDArray[np.float32]] = {}
+        with closing(_Client(*self._options, met=True)) as client, ThreadPoolExecutor(self._concurrency) as pool:
+            futures = {pool.submit(self._scored, client, ids, scored, rows): rows for rows in _requests(ids)}
+            try:
+                for future in as_completed(futures):
+                    rows = futures[future]
+                    values.update(zip(rows, future.result(), strict=True))
+                    advance(len(rows), sum(len(ids[row]) for row in rows))
+            except BaseException:
+                client.stop()
+                raise
+        return [values[row] for row in range(len(ids))]
+
+    def _scored(self, client: _Client, ids: Ids, scored: Ids, rows: list[int]) -> Values:
+        """One request, for these rows."""
+        where = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]} to {rows[-1]}"
+        where = f"{where} of the {len(ids)} to score"
+        body = {
+            "model": self._name,
+            "prompt": [ids[row].tolist() for row in rows],
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+        }
+        answer = client.demand("/completions", body, where)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or [_field(choice, "index") for choice in choices] != list(range(len(rows))):
+            raise InputError(f"{client.url}: {where}: not one answer for each row; it must be a vLLM server")
+        return [
+            _values(_field(choice, "prompt_logprobs"), ids[row], scored[row], f"row {row} of the {len(ids)} to score")
+            for choice, row in zip(choices, rows, strict=True)
+        ]
+
+    def _compare_tokenizers(self, client: _Client) -> None:
+        """Refuse a tokenizer that gives other ids than the server's."""
+        own = self.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+        body = {"model": self._name, "prompt": _TEXT, "add_special_tokens": False}
+        status, answer = client.ask("/tokenize", body, beside=True)
+        if status != 200:
+            self.notes.append(f"the server has no /tokenize (HTTP {status}): whether its tokenizer is this one is open")
+        elif _field(answer, "tokens") != own:
+            raise InputError(
+                f"{client.url}: its tokenizer for {self._name!r} gives other ids than the one that is used here; give "
+                "the folder or the id of the model that is served"
+            )
+
+    def _try(self, client: _Client) -> None:
+        """Score a row, and again after another that begins like it: what a cache does to it shows then."""
+        tokens = self.tokenizer(_TEXT * 8, add_special_tokens=False, verbose=False)["input_ids"]
+        row = np.array(tokens[: min(_TRIAL_TOKENS, self.max_length or _TRIAL_TOKENS)], np.int32)
+        half = len(row) // 2
+        other = np.concatenate([row[:half], row[half:][::-1]])
+        everywhere = np.arange(1, len(row), dtype=np.int32)
+        first = self._scored(client, [row], [everywhere], [0])[0]
+        again = self._scored(client, [other, row], [everywhere, everywhere], [0, 1])[1]
+        apart = float(np.abs(first - again).mean())
+        if apart > _TRIAL_MEAN:
+            raise InputError(
+                f"{client.url}: the same row twice has log-probabilities {apart:.2g} nats apart in the mean; start the "
+                "server without prefix caching, or with another vLLM"
+            )
+
+
+class _Client:
+    """A server over HTTP: a kept connection per thread, and requests made again where what is wrong may pass."""
+
+    def __init__(self, server: str, timeout: float, retries: int, *, met: bool = False) -> None:
+        """With ``met`` the server has answered before, so that a connection refused may be a restart."""
+        self.url = server.rstrip("/")
+        self._kind, self._place, self._path = _address(self.url)
+        self._timeout, self._retries, self._met = timeout, retries, met
+        self._own = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[http.client.HTTPConnection] = []
+        self._sockets: set[socket.socket] = set()
+        self._stopped = threading.Event()
+
+    def demand(self, path: str, body: Any = None, what: str = "") -> Any:
+        """The JSON of an answer that must be there; ``what`` says in an error what it was to be about."""
+        status, answer = self.ask(path, body, what)
+        if status == 200:
+            return answer
+        about = f" ({what})" if what else ""
+        if status in (401, 403):
+            have = "is not accepted" if _key() else "is not set"
+            raise InputError(f"{self.url}: HTTP {status}: it wants a key, and the environment variable {KEY} {have}")
+        hint = "" if status != 404 or self._path.endswith("/v1") else "; a vLLM server's address ends in /v1"
+        raise InputError(f"{self.url}{path}{about}: HTTP {status}: {answer}{hint}")
+
+    def ask(self, path: str, body: Any = None, what: str = "", *, beside: bool = False) -> tuple[int, Any]:
+        """The status and the JSON of an answer; of another status than 200 what the server says about it.
+
+        Args:
+            path: After the server's address; or where ``beside``, in the place of its ``/v1``.
+            body: JSON to post; None to get.
+            what: For an error's message, what the answer was to be about.
+            beside: See ``path``.
+        """
+        full = (self._path.removesuffix("/v1") if beside else self._path) + path
+        data = None if body is None else json.dumps(body).encode()
+        for attempt in range(self._retries + 1):
+            told = 0.0
+            try:
+                status, wait, content = self._once(full, data)
+                self._met = True
+                if status == 200:
+                    return status, json.loads(content)
+                if not _passing(status):
+                    return status, _said(content)
+                why, told = f"HTTP {status}: {_said(content)}", _seconds(wait)
+            except TimeoutError:
+                why = f"no answer in {self._patience():g} s (a higher timeout or a lower concurrency may help)"
+            except (OSError, http.client.HTTPException, json.JSONDecodeError, UnicodeDecodeError) as error:
+                why = f"{type(error).__name__}: {first_line(error)}"
+            if told > self._timeout:
+                why += f" (and to come again in {told:.0f} s)"
+                break
+            if attempt < self._retries:
+                wait_for = _JITTER.uniform(0.5, 1) * min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+                self._stopped.wait(max(told, wait_for))
+        about = f" ({what})" if what else ""
+        raise P3Error(
+            f"{self.url}{path}{about}: given up at attempt {attempt + 1} of {self._retries + 1}: {why}; "
+            "what is finished stays: see to the server and make the same call again"
+        )
+
+    def stop(self) -> None:
+        """Let the threads that wait for the server fail at once."""
+        self._stopped.set()
+        with self._lock:
+            for each in self._sockets:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connections; no thread may be using them."""
+        for connection in self._connections:
+            connection.close()
+
+    def _once(self, path: str, data: bytes | None) -> tuple[int, str | None, bytes]:
+        """Status, Retry-After and content of the answer to one attempt."""
+        connection = self._connected()
+        headers = {"Accept": "application/json"}
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        if key := _key():
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            connection.request("GET" if data is None else "POST", path, data, headers)
+            with connection.getresponse() as response:
+                return response.status, response.headers.get("Retry-After"), response.read()
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connected(self) -> http.client.HTTPConnection:
+        """This thread's connection, open."""
+        if self._stopped.is_set():
+            raise CancelledError
+        connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self._kind(*self._place, timeout=CONNECT)
+            with self._lock:
+                self._connections.append(connection)
+        if connection.sock is None:
+            old, self._own.socket = getattr(self._own, "socket", None), self._open(connection)
+            with self._lock:
+                self._sockets.discard(old)
+                self._sockets.add(self._own.socket)
+        if self._stopped.is_set():
+            raise CancelledError
+        self._own.socket.settimeout(self._patience())
+        return connection
+
+    def _open(self, connection: http.client.HTTPConnection) -> socket.socket:
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            if self._met:
+                raise ConnectionError(first_line(error)) from error
+            raise InputError(
+                f"{self.url}: {first_line(error)}; start a server there (vllm serve MODEL) or give its address"
+            ) from None
+        return connection.sock
+
+    def _patience(self) -> float:
+        """Seconds to wait for an answer: whoever has not said a word yet may be no server of this kind."""
+        return self._timeout if self._met else min(self._timeout, CONNECT)
+
+
+def _address(server: str) -> tuple[type[http.client.HTTPConnection], tuple[str, int], str]:
+    """The kind of connection, host and port, and the path."""
+    if "@" in server:
+        raise InputError(f"the server's address holds a user or a password: leave them out, and set {KEY}")
+    try:
+        parts = urlsplit(server)
+        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    except ValueError:
+        place = ("", 0)
+    if not (place[0] and re.fullmatch(r"https?://[!-~]+", server)) or parts.query or parts.fragment:
+        known = server.partition("?")[0]
+        raise InputError(f"server {known!r}: give an address like http://127.0.0.1:8000/v1")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind, place, parts.path
+
+
+def _key() -> str | None:
+    """The server's key. It is read where it is sent, so that nothing holds it that could be stored or printed."""
+    key = os.environ.get(KEY)
+    if key and not re.fullmatch(r"[!-~]+", key):
+        raise InputError(f"the environment variable {KEY} holds a character that no key has (a space, a line break?)")
+    return key or None
+
+
+def _passing(status: int) -> bool:
+    """Whether the same request may go well later."""
+    return status in (408, 425, 429) or (status >= 500 and status != 501)
+
+
+def _seconds(after: str | None) -> float:
+    """A Retry-After header, a number or a date, in seconds from now."""
+    if after is None:
+        return 0.0
+    if after.strip().isdecimal():
+        return float(after)
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    return 0.0
+
+
+def _said(content: bytes) -> str:
+    """What the server says of an error, in one line."""
+    answer: Any = content.decode(errors="replace")
+    with suppress(ValueError):
+        answer = json.loads(content)
+    for name in ("error", "message", "detail"):
+        answer = _field(answer, name) or answer
+    text = " ".join(str(answer).split())
+    if key := _key():
+        text = text.replace(key, "…")
+    return text[:300] or "no reason given"
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _cards(client: _Client) -> list[dict[str, Any]]:
+    """What the server says of each of its models and adapters."""
+    cards = _field(client.demand("/models"), "data")
+    if not isinstance(cards, list) or not cards or not all(isinstance(_field(card, "id"), str) for card in cards):
+        raise InputError(f"{client.url}/models: no list of models there; give the address of a vLLM server")
+    return cards
+
+
+def _version(client: _Client) -> str:
+    status, answer = client.ask("/version", beside=True)
+    return str((_field(answer, "version") if status == 200 else None) or "unknown")
+
+
+def _chosen(cards: list[dict[str, Any]], model: str, name: str | None, url: str) -> dict[str, Any]:
+    """The model or adapter to score with."""
+    found = [card for card in cards if name in (None, card["id"])]
+    if name is None and len(found) > 1:
+        # Several names of one model have the same root.
+        found = [card for card in cards if _same(model, card["id"]) or _same(model, str(card.get("root")))]
+    if not found:
+        names = ", ".join(repr(card["id"]) for card in cards)
+        raise InputError(f"{url}: it serves {names} and not {name or model!r}; give one of these names")
+    return found[0]
+
+
+def _same(model: str, other: str) -> bool:
+    return model == other or (Path(model).exists() and Path(other).exists() and Path(model).samefile(other))
+
+
+def _base(cards: list[dict[str, Any]], card: dict[str, Any]) -> dict[str, Any]:
+    """The model that an adapter is on; a model itself."""
+    parent = card.get("parent")
+    return next((other for other in cards if other["id"] == parent), {"id": parent}) if parent else card
+
+
+def _longest(base: dict[str, Any], max_length: int | None) -> int | None:
+    """Tokens of the longest row: one less than the server's limit, for it writes a token after each."""
+    limit = base.get("max_model_len")
+    own = limit - 1 if isinstance(limit, int) else None
+    if max_length is not None and not 2 <= max_length <= (own or max_length):
+        raise InputError(f"max_length {max_length}: the server takes 2 to {own or 'any number of'} tokens")
+    return own if max_length is None else max_length
+
+
+def _adapter(config: Any, card: dict[str, Any]) -> tuple[str, bool]:
+    """What is known of a served adapter: an identity, and whether it is that of its files."""
+    folder = Path(str(card.get("root")))
+    if not (folder.is_absolute() and folder.is_dir()):
+        return f"{card['id']} as served", False
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    # vLLM leaves out what an adapter does to the head, without a word: such a one is refused.
+    return adapter_weights(model, folder)[1], True
+
+
+def _weights(model: Path, own: str, root: str) -> tuple[str, bool]:
+    """What is known of the served weights: an identity, and whether it is that of the server's files.
+
+    Args:
+        model: The policy.
+        own: Its fingerprint.
+        root: The served model's folder or id, as the server says.
+    """
+    if model.is_dir() and not _has_weights(model):
+        return f"{root} as served", False
+    served = Path(root)
+    if not (model.is_dir() and served.is_absolute() and _has_weights(served)):
+        return own, False
+    if not served.samefile(model) and of_path(served) != own:
+        raise InputError(f"the server has the weights of {root}, and those of {model} are others; serve {model}")
+    return own, True
+
+
+def _has_weights(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+
+
+def _requests(ids: Ids) -> list[list[int]]:
+    """Rows cut into requests, in order."""
+    requests: list[list[int]] = []
+    held = 0
+    for row, tokens in enumerate(ids):
+        if requests and held + len(tokens) <= REQUEST_TOKENS:
+            requests[-1].append(row)
+            held += len(tokens)
+        else:
+            requests.append([row])
+            held = len(tokens)
+    return requests
+
+
+def _values(entries: Any, ids: NDArray[np.int32], scored: NDArray[np.int32], where: str) -> NDArray[np.float32]:
+    """The log-probabilities of one row: of each position, the server gives {id: {"logprob": …}}."""
+    tokens = ids.tolist()
+    if not isinstance(entries, list) or len(entries) != len(tokens):
+        found = f"{len(entries)} log-probabilities" if isinstance(entries, list) else "no prompt_logprobs"
+        raise InputError(f"{where}: the server returns {found} for {len(tokens)} tokens; it must be a vLLM server")
+    for place in range(1, len(tokens)):
+        if _field(entries[place], str(tokens[place])) is None:
+            raise InputError(f"{where}: what the server returns at position {place} is not of token {tokens[place]}")
+    raw = [_field(entries[place][str(tokens[place])], "logprob") for place in scored.tolist()]
+    values = np.array([value if isinstance(value, (int, float)) else np.nan for value in raw], np.float64)
+    wrong = ~((values > _NOTHING) & (values < _ROUNDING))
+    if wrong.any():
+        place = int(scored[wrong][0])
+        raise InputError(
+            f"{where}: the server returns {raw[int(wrong.argmax())]} for token {tokens[place]} at position {place}, "
+            "which is no log-probability; check its weights and its dtype"
+        )
+    return values.astype(np.float32)

@@ -1,0 +1,120 @@
+"""Shards: ranges of rows, each in a Parquet file that is whole or absent, in a folder whose manifest says what made it.
+
+What a kill can lose is the shard in hand; a call that is made again makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p3select.errors import InputError, MismatchError
+from p3select.run import read_json, write_json, write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class Shard(NamedTuple):
+    """Rows ``first`` to ``stop``."""
+
+    first: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.stop - self.first
+
+
+def ranges(rows: int, size: int) -> list[Shard]:
+    """All rows, cut into shards of a size; the last one may be smaller.
+
+    Raises:
+        InputError: The size is below 1.
+    """
+    if size < 1:
+        raise InputError(f"shard_rows {size}: at least 1")
+    return [Shard(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+def file(folder: Path, shard: Shard) -> Path:
+    """The file of a shard."""
+    return folder / f"part-{shard.first:09d}.parquet"
+
+
+def complete(folder: Path, shard: Shard) -> bool:
+    """Whether a shard has all its rows, or more; one that a smaller limit cut short has not.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = file(folder, shard)
+    if not path.is_file():
+        return False
+    try:
+        return int(pq.ParquetFile(path).metadata.num_rows) >= shard.rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and give the same command again") from None
+
+
+def missing(folder: Path, shards: list[Shard]) -> list[Shard]:
+    """Those of the shards that are not complete."""
+    return [shard for shard in shards if not complete(folder, shard)]
+
+
+def write(folder: Path, shard: Shard, table: pa.Table) -> None:
+    """Write a shard, whole or not at all."""
+    write_whole(file(folder, shard), lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def read(folder: Path, shards: list[Shard], columns: list[str] | None = None) -> pa.Table:
+    """Shards as one table, in their order; each is complete."""
+    return pa.concat_tables(pq.ParquetFile(file(folder, shard)).read(columns).slice(0, shard.rows) for shard in shards)
+
+
+def manifest(folder: Path) -> dict[str, Any] | None:
+    """What a folder's shards were made with, as ``settings``, and of how many ``rows``; None where nothing is."""
+    path = folder / "manifest.json"
+    return read_json(path) if path.is_file() else None
+
+
+def claim(folder: Path, settings: Mapping[str, Any], rows: int, *, overwrite: bool = False) -> None:
+    """Write the manifest, or find that it says the same; more rows continue fewer.
+
+    Args:
+        folder: The shards' folder.
+        settings: What the shards depend on.
+        rows: How many rows there will be.
+        overwrite: Remove shards that were made otherwise.
+
+    Raises:
+        MismatchError: The shards there were made otherwise; it names what differs.
+    """
+    known = manifest(folder)
+    if known is not None:
+        before = {**known["settings"], "rows": known["rows"]}
+        now = {**settings, "rows": rows}
+        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        if not changed:
+            return
+        if changed != ["rows"] or rows < known["rows"]:
+            if not overwrite:
+                details = "; ".join(
+                    f"{key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed
+                )
+                raise MismatchError(
+                    f"{folder} holds {folder.parent.name} made otherwise ({details}); give another --run (or --epoch), "
+                    "or --overwrite to make them anew"
+                )
+            shutil.rmtree(folder)
+    write_json(folder / "manifest.json", {"settings": dict(settings), "rows": rows})
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) > 48 else text

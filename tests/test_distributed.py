@@ -1,0 +1,150 @@
+"""The same work on Ray as here: equal files, whatever dies meanwhile. A real Ray of this machine's own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import p3select
+from p3select import shards, tokenised
+from p3select.errors import InputError, P3Error
+from tests.test_scores import files
+
+ray = pytest.importorskip("ray")
+ROOT = str(Path(__file__).parents[1])
+SCORER = "tests.fakes:Unlucky"
+# Ray's own warnings, and sockets that it leaves to the garbage collector.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": ROOT, "HF_HUB_OFFLINE": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, gsm8k):
+    """64 rows in row groups of 10, so that shards and groups do not fall together."""
+    path = tmp_path_factory.mktemp("data") / "rows.parquet"
+    pl.read_parquet(gsm8k)[:64].write_parquet(path, row_group_size=10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, data, smollm2):
+    run = p3select.Run(tmp_path_factory.mktemp("here") / "run")
+    p3select.score(data, run, smollm2, scorer=SCORER, shard_rows=8)
+    return files(run.path)
+
+
+def on_ray(data, run, model, **options):
+    return p3select.score(data, run, model, scorer=SCORER, shard_rows=8, engine="ray", **options)
+
+
+def lengths(run):
+    """Tokens of each row."""
+    folder = next((run.path / "tokens").iterdir())
+    rows = [tokenised.read(folder, part)[0] for part in shards.ranges(64, 8)]
+    return [len(row.ids) for part in rows for row in part]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_files_with_any_number_of_workers(cluster, tmp_path, data, here, smollm2, workers):
+    summary = on_ray(data, tmp_path / "run", smollm2, workers=workers)
+    assert summary["rows"] == 64
+    assert files(tmp_path / "run") == here
+
+
+def test_a_worker_that_is_killed_is_replaced(cluster, tmp_path, data, here, smollm2):
+    marker = tmp_path / "died"
+    on_ray(data, tmp_path / "run", smollm2, workers=2, options={"once": str(marker)})
+    assert marker.exists()
+    assert files(tmp_path / "run") == here
+
+
+def test_a_row_that_kills_every_worker_ends_the_run_and_loses_nothing(cluster, tmp_path, data, here, smollm2):
+    run = p3select.Run(tmp_path / "run")
+    whole = p3select.Run(tmp_path / "whole")
+    p3select.score(data, whole, smollm2, scorer=SCORER, shard_rows=8)
+    deadly = lengths(whole)[40]
+    with pytest.raises(P3Error, match="a worker died 3 times"):
+        on_ray(data, run, smollm2, workers=1, options={"deadly": deadly})
+    first = lengths(whole).index(deadly) // 8
+    done = sorted(path.name for path in run.scores(1).glob("part-*.parquet"))
+    assert done == [f"part-{8 * number:09d}.parquet" for number in range(first)]
+    assert on_ray(data, run, smollm2, workers=1)["reused"] == 8 * first
+    assert files(run.path) == here
+
+
+def test_what_a_worker_refuses_is_said_in_one_line(cluster, tmp_path, data, smollm2, here):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(data, run, smollm2, scorer=SCORER, shard_rows=8)
+    refused = lengths(run)[20]
+    with pytest.raises(InputError, match=r"rows \d+ to \d+ of the dataset: row \d+: not this one"):
+        on_ray(data, tmp_path / "other", smollm2, workers=2, options={"refused": refused})
+    with pytest.raises(InputError, match="no-model"):
+        p3select.score(data, tmp_path / "third", "no-model", scorer="transformers", engine="ray")
+    with pytest.raises(InputError, match="3 workers of 0 GPUs"):
+        on_ray(data, tmp_path / "third", smollm2, workers=3)
+    with pytest.raises(InputError, match="1 GPUs a worker: the cluster has 0"):
+        on_ray(data, tmp_path / "third", smollm2, gpus=1)
+
+
+def test_rows_that_change_meanwhile_are_noticed(tmp_path, data):
+    source = p3select.dataset.load(data).source(15, 25, here=False)
+    assert source.read().rows() == p3select.dataset.load(data).rows(15, 25)
+    other = tmp_path / "other.parquet"
+    pl.read_parquet(data).reverse().write_parquet(other)
+    with pytest.raises(p3select.MismatchError, match="rows 15 to 24 are not those"):
+        p3select.dataset.Slice((str(other),), source.columns, source.schema, 15, 25, source.fingerprint).read()
+
+
+def test_a_real_model_and_a_real_encoder(cluster, tmp_path, data, smollm2, minilm):
+    local, distributed = p3select.Run(tmp_path / "local"), p3select.Run(tmp_path / "ray")
+    options = {"limit": 12, "shard_rows": 4, "scorer": "transformers"}
+    p3select.score(data, local, smollm2, **options)
+    p3select.embed(data, local, minilm)
+    p3select.score(data, distributed, smollm2, engine="ray", workers=2, **options)
+    p3select.embed(data, distributed, minilm, engine="ray", workers=2)
+    assert files(local.path) == files(distributed.path)
+
+
+def test_a_killed_driver_goes_on_with_what_is_missing(tmp_path, data, here, smollm2):
+    run = p3select.Run(tmp_path / "run")
+    code = (
+        "import sys, p3select; p3select.score(*sys.argv[1:4], scorer=sys.argv[4], engine='ray', workers=2, "
+        "shard_rows=8, options={'delay': 1.5})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(data), str(run.path), str(smollm2), SCORER],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while len(list(run.path.glob("scores/*/part-*.parquet"))) < 2:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # for workers that still have their shard in hand
+    done = len(list(run.path.glob("scores/*/part-*.parquet")))
+    assert done < 8
+    assert p3select.score(data, run, smollm2, scorer=SCORER, shard_rows=8)["reused"] >= 8 * done
+    assert {name: data for name, data in files(run.path).items() if not name.endswith(".tmp")} == here
+    # What is left of the Ray that the driver had started.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,85 @@
+import numpy as np
+import polars as pl
+import pytest
+
+import p3select
+from p3select import embeddings
+from p3select.errors import InputError, MismatchError
+from tests.test_selection import FakeEncoder
+
+
+def test_they_are_unit_rows_in_file_order_and_memory_mapped(tmp_path, gsm8k, monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 30)
+    run = p3select.Run(tmp_path)
+    assert p3select.embed(gsm8k, run, FakeEncoder()) | {"seconds": 0} == {
+        "rows": 200,
+        "dimension": 24,
+        "truncated": 0,
+        "reused": False,
+        "seconds": 0,
+    }
+    vectors, _ = embeddings.read(run)
+    assert isinstance(vectors, np.memmap)
+    texts = pl.read_parquet(gsm8k)["prompt"].to_list()
+    direct, _ = FakeEncoder().encode(texts)
+    np.testing.assert_allclose(vectors, direct / np.linalg.norm(direct, axis=1, keepdims=True), rtol=1e-5)
+    assert sorted(path.name for path in run.embeddings.parent.iterdir()) == ["embeddings.json", "embeddings.npy"]
+    assert p3select.embed(gsm8k, run, FakeEncoder())["reused"] is True
+
+
+def test_a_broken_call_goes_on_where_it_was(tmp_path, gsm8k, monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 50)
+
+    class Breaks(FakeEncoder):
+        calls = 0
+
+        def encode(self, texts):
+            self.calls += 1
+            if self.calls > 2:
+                raise RuntimeError("the machine went away")
+            return super().encode(texts)
+
+    whole, broken = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "broken")
+    p3select.embed(gsm8k, whole, FakeEncoder())
+    with pytest.raises(RuntimeError):
+        p3select.embed(gsm8k, broken, Breaks())
+    with pytest.raises(InputError, match="no embeddings"):
+        embeddings.read(broken)
+    with pytest.raises(MismatchError, match="encoder: fake there, other now"):
+        p3select.embed(gsm8k, broken, FakeEncoder("other"))
+    again = Breaks()
+    p3select.embed(gsm8k, broken, again)
+    assert again.calls == 2
+    assert whole.embeddings.read_bytes() == broken.embeddings.read_bytes()
+
+
+def test_other_vectors_are_not_replaced_unasked(tmp_path, gsm8k):
+    run = p3select.Run(tmp_path)
+    p3select.embed(gsm8k, run, FakeEncoder())
+    before = run.embeddings.read_bytes()
+    with pytest.raises(MismatchError, match="differs in encoder"):
+        p3select.embed(gsm8k, run, FakeEncoder("other"))
+    assert run.embeddings.read_bytes() == before
+    assert p3select.embed(gsm8k, run, FakeEncoder("other"), overwrite=True)["reused"] is False
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_bad_vector_is_refused_with_its_row(tmp_path, gsm8k, value, monkeypatch):
+    monkeypatch.setattr(embeddings, "BLOCK_ROWS", 40)
+    with pytest.raises(InputError, match="row 5: its embedding is zero or not finite"):
+        p3select.embed(gsm8k, tmp_path, FakeEncoder(broken=value))
+
+
+@pytest.mark.slow
+def test_a_real_encoder(tmp_path, gsm8k, minilm):
+    from sentence_transformers import SentenceTransformer
+
+    data = tmp_path / "rows.parquet"
+    rows = pl.read_parquet(gsm8k)[:12].with_columns(
+        prompt=pl.when(pl.int_range(12) == 3).then(pl.lit("word " * 600)).otherwise("prompt")
+    )
+    rows.write_parquet(data)
+    run = p3select.Run(tmp_path / "run")
+    assert p3select.embed(data, run, minilm)["truncated"] == 1
+    expected = SentenceTransformer(str(minilm)).encode(rows["prompt"].to_list(), normalize_embeddings=True)
+    np.testing.assert_allclose(embeddings.read(run)[0], expected, atol=2e-6)
