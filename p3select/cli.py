@@ -132,7 +132,8 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
 @cli.command()
 @click.argument("data", nargs=-1, required=True)
 @RUN
-@click.option("--encoder", required=True, metavar="M", help="A sentence-transformers folder or Hugging Face id.")
+@click.option("--encoder", metavar="M", help="A sentence-transformers folder or Hugging Face id.")
+@click.option("--vectors", metavar="FILE", help="Vectors made before, in its place: FILE.npy or FILE.parquet:COLUMN.")
 @click.option(
     "--text",
     type=click.Choice(["prompt", "completion", "both"]),

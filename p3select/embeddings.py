@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from p3select import distributed, fingerprints, plugins, progress, shards
 from p3select.dataset import Dataset, Slice, load
@@ -17,7 +20,6 @@ from p3select.run import Run, read_json, write_json, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -46,8 +48,9 @@ class Encoder(Protocol):
 def embed(
     data: str | Path | Sequence[str | Path] | Dataset,
     run: Run | str | Path,
-    encoder: str | Path | Encoder,
+    encoder: str | Path | Encoder | None = None,
     *,
+    vectors: str | Path | None = None,
     text: str = "prompt",
     columns: Mapping[str, str] | None = None,
     engine: str = "local",
@@ -64,7 +67,9 @@ def embed(
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
         run: The run folder; ``embeddings/embeddings.npy``, float32 (n, d), goes there.
-        encoder: A sentence-transformers model (local folder or Hugging Face id), or an Encoder.
+        encoder: A sentence-transformers model (local folder or Hugging Face id), or an Encoder; or else
+        vectors: A file with the vectors of all rows, in their order: ``FILE.npy`` (n, d), or ``FILE.parquet:COLUMN`` of
+            lists of numbers. They are divided by their norms.
         text: What of a row is embedded: ``prompt`` (as in the paper: all that is not the target), ``completion``
             or ``both``.
         columns: Role → column name, where they are not the usual ones.
@@ -88,6 +93,10 @@ def embed(
         raise InputError(f"text {text!r}: one of {', '.join(TEXTS)}")
     dataset = load(data, columns)
     run = run if isinstance(run, Run) else Run(run)
+    if (encoder is None) is (vectors is None):
+        raise InputError("give an encoder, or vectors that it made before: one of the two")
+    if vectors is not None:
+        encoder = _Given(vectors, len(dataset))
     if engine != "local" and not isinstance(encoder, str | PathLike):
         raise InputError(f"engine {engine!r}: its workers load the encoder by name; give its name")
     crew = distributed.crew(
@@ -127,14 +136,17 @@ class Worker:
         provenance: What the vectors depend on.
     """
 
-    def __init__(self, encoder: str | Path | Encoder, text: str) -> None:
+    def __init__(self, encoder: str | Path | Encoder | _Given, text: str) -> None:
         self._encoder, self._text = _encoder(encoder), text
         self.provenance = {**self._encoder.provenance, "dimension": self._encoder.dimension}
 
     def embed(self, folder: Path, shard: Shard, source: Dataset | Slice, advance: Callable[[int, int], None]) -> None:
         """Write a shard: its rows' vectors, and how many of their texts were cut."""
-        rows = source.read() if isinstance(source, Slice) else source
-        vectors, cut = self._encoder.encode([_text(row, self._text) for row in rows.rows()])
+        if isinstance(self._encoder, _Given):
+            vectors, cut = self._encoder.array[shard.first : shard.stop], 0
+        else:
+            rows = source.read() if isinstance(source, Slice) else source
+            vectors, cut = self._encoder.encode([_text(row, self._text) for row in rows.rows()])
         unit = _unit(vectors, shard.first, self._encoder.dimension)
         lists = pa.FixedSizeListArray.from_arrays(unit.ravel(), self._encoder.dimension)
         shards.write(folder, shard, pa.table({"vector": lists}, metadata={"cut": str(cut)}))
@@ -193,7 +205,50 @@ def _brief(manifest: dict[str, Any]) -> dict[str, Any]:
     return {key: manifest[key] for key in ("rows", "dimension", "truncated")}
 
 
-def _encoder(encoder: str | Path | Encoder) -> Encoder:
+class _Given:
+    """Vectors that were made elsewhere, in the place of an encoder."""
+
+    def __init__(self, vectors: str | Path, rows: int) -> None:
+        text = str(vectors)
+        path, _, column = text.rpartition(":") if ".parquet:" in text else (text, "", "")
+        if not Path(path).is_file():
+            raise InputError(f"vectors {text!r}: no such file; give FILE.npy or FILE.parquet:COLUMN")
+        self.array = _column(Path(path), column) if column else _array(Path(path))
+        if len(self.array) != rows:
+            raise InputError(f"vectors {text!r}: {len(self.array)} rows, and the dataset has {rows}")
+        self.dimension = int(self.array.shape[1])
+        self.provenance = {
+            "encoder": Path(path).name + (f":{column}" if column else ""),
+            "encoder_fingerprint": fingerprints.of_files(path),
+        }
+
+
+def _array(path: Path) -> NDArray[np.floating]:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path}: not readable as .npy: {error}") from None
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{path}: an array of shape {array.shape} and {array.dtype}, not (rows, dimensions) of floats")
+    return array  # type: ignore[no-any-return]
+
+
+def _column(path: Path, column: str) -> NDArray[np.floating]:
+    try:
+        lists = pq.ParquetFile(path).read([column]).column(column)
+        lengths = pc.list_value_length(lists).to_numpy()
+        flat = pc.list_flatten(lists).to_numpy().astype(np.float32)
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path}, column {column!r}: no lists of numbers: {error}") from None
+    bad = np.flatnonzero(~(lengths == (lengths[0] if len(lengths) else 0)))
+    if bad.size or not len(lengths):
+        raise InputError(
+            f"{path}, column {column!r}: row {bad[0] if bad.size else 0} has no vector, or one of another length"
+        )
+    return flat.reshape(len(lengths), -1)
+
+
+def _encoder(encoder: str | Path | Encoder | _Given) -> Encoder | _Given:
     if isinstance(encoder, str | PathLike):
         return cast("Encoder", plugins.find("encoder", "sentence-transformers", BUILTIN)(encoder))
     return encoder

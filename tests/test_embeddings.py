@@ -83,3 +83,40 @@ def test_a_real_encoder(tmp_path, gsm8k, minilm):
     assert p3select.embed(data, run, minilm)["truncated"] == 1
     expected = SentenceTransformer(str(minilm)).encode(rows["prompt"].to_list(), normalize_embeddings=True)
     np.testing.assert_allclose(embeddings.read(run)[0], expected, atol=2e-6)
+
+
+def test_vectors_made_before(tmp_path, gsm8k):
+    vectors = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    pl.DataFrame({"vec": vectors.tolist()}).write_parquet(tmp_path / "v.parquet")
+    one, other = p3select.Run(tmp_path / "one"), p3select.Run(tmp_path / "other")
+    assert p3select.embed(gsm8k, one, vectors=tmp_path / "v.npy")["dimension"] == 8
+    p3select.embed(gsm8k, other, vectors=f"{tmp_path}/v.parquet:vec")
+    np.testing.assert_allclose(np.load(one.embeddings), vectors / np.linalg.norm(vectors, axis=1)[:, None], rtol=1e-6)
+    np.testing.assert_allclose(np.load(one.embeddings), np.load(other.embeddings), rtol=1e-6)
+
+
+def test_vectors_that_do_not_fit_are_refused(tmp_path, gsm8k):
+    good = np.ones((200, 4))
+    bad = good.copy()
+    bad[130] = 0
+    ragged = [[1.0]] * 200
+    ragged[7] = [1.0, 2.0]
+    np.save(tmp_path / "few.npy", good[:10])
+    np.save(tmp_path / "flat.npy", good.ravel())
+    np.save(tmp_path / "zero.npy", bad)
+    (tmp_path / "text.npy").write_text("no")
+    pl.DataFrame({"vec": ragged}).write_parquet(tmp_path / "v.parquet")
+    for name, message in (
+        ("few.npy", "10 rows, and the dataset has 200"),
+        ("flat.npy", "shape"),
+        ("zero.npy", "row 130"),
+        ("text.npy", "not readable"),
+        ("gone.npy", "no such file"),
+        ("v.parquet:vec", "row 7"),
+        ("v.parquet:other", "'other'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            p3select.embed(gsm8k, tmp_path / "run", vectors=tmp_path / name)
+    with pytest.raises(InputError, match="one of the two"):
+        p3select.embed(gsm8k, tmp_path / "run")
