@@ -95,12 +95,11 @@ def embed(
     run = run if isinstance(run, Run) else Run(run)
     if (encoder is None) is (vectors is None):
         raise InputError("give an encoder, or vectors that it made before: one of the two")
-    if vectors is not None:
-        encoder = _Given(vectors, len(dataset))
-    if engine != "local" and not isinstance(encoder, str | PathLike):
+    source = _Given(vectors, len(dataset)) if vectors is not None else encoder
+    if engine != "local" and not isinstance(source, str | PathLike):
         raise InputError(f"engine {engine!r}: its workers load the encoder by name; give its name")
     crew = distributed.crew(
-        engine, Worker, {"encoder": encoder, "text": text}, workers=workers, address=address, gpus=gpus
+        engine, Worker, {"encoder": source, "text": text}, workers=workers, address=address, gpus=gpus
     )
     try:
         run.bind(dataset)
@@ -245,7 +244,8 @@ def _column(path: Path, column: str) -> NDArray[np.floating]:
         raise InputError(
             f"{path}, column {column!r}: row {bad[0] if bad.size else 0} has no vector, or one of another length"
         )
-    return flat.reshape(len(lengths), -1)
+    vectors: NDArray[np.float32] = flat.reshape(len(lengths), -1)
+    return vectors
 
 
 def _encoder(encoder: str | Path | Encoder | _Given) -> Encoder | _Given:
