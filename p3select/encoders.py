@@ -35,7 +35,8 @@ class SentenceTransformersEncoder:
         try:
             self._model = sentence_transformers.SentenceTransformer(str(model))
         except (OSError, ValueError) as error:
-            raise InputError(f"encoder {str(model)!r}: not a folder here and not to be had: {_first(error)}") from None
+            there = "no sentence encoder" if Path(model).exists() else "not a folder here and not to be had"
+            raise InputError(f"encoder {str(model)!r}: {there}: {_first(error)}") from None
         self.dimension = int(self._model.get_embedding_dimension())
         local = Path(model)
         if local.is_dir():
@@ -44,7 +45,7 @@ class SentenceTransformersEncoder:
             revision = str(getattr(self._model[0].auto_model.config, "_commit_hash", None))
             fingerprint = f"{model}@{revision}"
         self.provenance = {
-            "encoder": local.resolve().name if local.is_dir() else str(model),
+            "encoder": Path(model).absolute().name if local.is_dir() else str(model),
             "revision": revision,
             "encoder_fingerprint": fingerprint,
             "device": str(self._model.device.type),

@@ -81,14 +81,26 @@ def quality(
         u = u / (1.0 + u)
     match direction:
         case "harder":
-            return np.power(-np.expm1(-u) if kind == "nll" else u, weight)
+            return _power(-np.expm1(-u) if kind == "nll" else u, weight)
         case "easier":
-            return np.power(np.exp(-u) if kind == "nll" else 1.0 - u, weight)
+            return _power(np.exp(-u) if kind == "nll" else 1.0 - u, weight)
         case "none":
             if weight != 1.0:
                 raise InputError(f"quality 'none' takes no weight, got {weight}")
             return np.ones(u.size)
     raise InputError(f"unknown quality {direction!r}: choose one of {', '.join(DIRECTIONS)}")
+
+
+def _power(u: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    q: NDArray[np.float64] = np.power(u, weight)
+    # L has q². Some rows may drop out of sight, but not all that count.
+    top = q.max(initial=0.0)
+    if top < 1e-150 and u.max(initial=0.0) > 0:
+        raise InputError(
+            f"quality weight {weight:g} is too large: the best row's quality, {u.max():.3g}, comes to {top:.3g}, and "
+            "rows could no longer be told apart; the selector topk goes by quality alone"
+        )
+    return q
 
 
 def unit_rows(embeddings: ArrayLike, dtype: DTypeLike = np.float64) -> NDArray[Any]:
@@ -99,7 +111,22 @@ def unit_rows(embeddings: ArrayLike, dtype: DTypeLike = np.float64) -> NDArray[A
         dtype: Of the result. Norms are taken, and divided by, in float64 whatever it is.
 
     Returns:
-        (n, d) of that dtype, a copy; besides it no more than ``BLOCK_ROWS`` rows are held.
+        (n, d) of that dtype, a copy.
+
+    Raises:
+        InputError: As :func:`checked_norms`.
+    """
+    given = np.asarray(embeddings)
+    norms = checked_norms(given)
+    unit = np.empty(given.shape, dtype)
+    for first in range(0, len(given), BLOCK_ROWS):
+        part = slice(first, first + BLOCK_ROWS)
+        np.divide(given[part].astype(np.float64), norms[part, None], out=unit[part], casting="same_kind")
+    return unit
+
+
+def checked_norms(embeddings: ArrayLike) -> NDArray[np.float64]:
+    """The rows' norms, (n,); no more than ``BLOCK_ROWS`` rows are held in float64.
 
     Raises:
         InputError: Not 2-D, no column, or a row that is not finite or not of norm 1 (the message names it).
@@ -107,18 +134,17 @@ def unit_rows(embeddings: ArrayLike, dtype: DTypeLike = np.float64) -> NDArray[A
     given = np.asarray(embeddings)
     if given.ndim != 2 or given.shape[1] == 0:
         raise InputError(f"embeddings must be 2-D (rows, dimensions), got shape {given.shape}")
-    unit = np.empty(given.shape, dtype)
+    norms = np.empty(len(given))
     for first in range(0, len(given), BLOCK_ROWS):
-        rows = np.array(given[first : first + BLOCK_ROWS], dtype=np.float64, order="C")
-        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
-        if bad.size:
-            row, where = bad[0], first + bad[0]
-            if not np.isfinite(rows[row]).all():
-                raise InputError(f"row {where} of the embeddings is not finite: embed that row again or leave it out")
-            raise InputError(f"row {where} of the embeddings has norm {norms[row]:g}: divide rows by their norms first")
-        np.divide(rows, norms[:, None], out=unit[first : first + BLOCK_ROWS], casting="same_kind")
-    return unit
+        rows = given[first : first + BLOCK_ROWS].astype(np.float64, order="C")
+        norms[first : first + BLOCK_ROWS] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    bad = np.flatnonzero(~(np.abs(norms - 1.0) <= NORM_TOLERANCE))
+    if bad.size:
+        row = bad[0]
+        if not np.isfinite(given[row]).all():
+            raise InputError(f"row {row} of the embeddings is not finite: embed that row again or leave it out")
+        raise InputError(f"row {row} of the embeddings has norm {norms[row]:g}: divide rows by their norms first")
+    return norms
 
 
 def scale(embeddings: ArrayLike) -> float:

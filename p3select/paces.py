@@ -10,14 +10,13 @@ eligible. Written as ``NAME:NUMBERS``:
 - ``paper-code``   ``45 + (95 − 45)/T · (e − 1)``, as the released code computes it: 45, 55, 65, 75, 85 for T = 5,
   so that 95 is never reached.
 
-The last epoch always has B. A run of a single epoch is its own last epoch and has B as well: no later epoch
-will take up what it leaves out.
+With ``linear`` and ``cosine`` the last epoch has B. A run of a single epoch is its own last epoch and has B as well: no
+later epoch will take up what it leaves out. ``paper-code`` has 45 there.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +43,11 @@ def pace(epoch: int, epochs: int, schedule: str = "linear:50:95") -> float:
     Raises:
         InputError: The epoch is outside 1…T, or the schedule is malformed; the message names it.
     """
-    epoch, epochs = operator.index(epoch), operator.index(epochs)
+    for number in (epoch, epochs):
+        if not isinstance(number, int | np.integer):
+            raise InputError(f"epoch {epoch!r} of {epochs!r}: give whole numbers")
+    if not isinstance(schedule, str):
+        raise InputError(f"pace {schedule!r}: write one of {SCHEDULES}")
     if not 1 <= epoch <= epochs:
         raise InputError(f"epoch {epoch} of {epochs}: epochs count from 1 to {max(epochs, 1)}")
     name, values = _parse(schedule)

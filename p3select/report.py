@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p3select.run import Run
 
 BINS = 40
-ALL, CHOSEN, THRESHOLD = "#b8c4d6", "#d1495b", "#22313f"
+OTHERS, ALL, CHOSEN, THRESHOLD = "#e3e6ea", "#9fb3cf", "#d1495b", "#22313f"
 
 
 def figure(run: Run, out: Path) -> None:
@@ -42,12 +42,20 @@ def figure(run: Run, out: Path) -> None:
         edges = np.histogram_bin_edges(np.concatenate(values), BINS)
         for panel, epoch, difficulty in zip(panels, epochs, values, strict=True):
             selection = index.read(run.index(epoch))
-            panel.hist(difficulty, edges, color=ALL, label=f"all {len(difficulty):,} rows")
-            panel.hist(selection.difficulty, edges, color=CHOSEN, label=f"{len(selection):,} selected")
-            panel.axvline(selection.metadata["lam"], color=THRESHOLD, linewidth=1.5, linestyle="--")
+            lam = selection.metadata["lam"]
+            # A bin ends at λ: what is not eligible is on its right, and nothing else.
+            eligible = difficulty[difficulty <= lam]
+            cut = np.unique([*edges[edges < lam], lam, *edges[edges > lam]])
+            panel.hist(
+                difficulty[difficulty > lam], cut, color=OTHERS, label=f"{len(difficulty) - len(eligible):,} above λ"
+            )
+            panel.hist(np.minimum(eligible, np.nextafter(lam, -1)), cut, color=ALL, label=f"{len(eligible):,} eligible")
+            chosen = np.minimum(selection.difficulty, np.nextafter(lam, -1))
+            panel.hist(chosen, cut, color=CHOSEN, label=f"{len(selection):,} selected")
+            panel.axvline(lam, color=THRESHOLD, linewidth=1.5, linestyle="--")
             panel.annotate(
-                f" λ = {selection.metadata['lam']:.3f} (percentile {selection.metadata['percentile']:g})",
-                (selection.metadata["lam"], 1.0),
+                f" λ = {lam:.3f} (percentile {selection.metadata['percentile']:g})",
+                (lam, 1.0),
                 xycoords=("data", "axes fraction"),
                 va="top",
                 color=THRESHOLD,

@@ -58,6 +58,8 @@ class Run:
         info: dict[str, Any] = read_json(file)
         if info.get("format") != FORMAT:
             raise InputError(f"{file}: format {info.get('format')!r}; this version of p3select reads format {FORMAT}")
+        if not {"paths", "fingerprint", "columns", "rows"} <= set(info.get("dataset") or ()):
+            raise InputError(f"{file}: damaged (it names no dataset); remove it, and score or embed the data again")
         return info
 
     def bind(self, dataset: Dataset) -> None:
@@ -66,14 +68,27 @@ class Run:
         Raises:
             MismatchError: The folder belongs to other rows.
         """
-        file = self.path / "run.json"
+        self.check(dataset)
         described = {
             "paths": list(dataset.paths),
             "fingerprint": dataset.fingerprint,
             "columns": dict(dataset.columns),
             "rows": len(dataset),
         }
-        if file.is_file():
+        file = self.path / "run.json"
+        if not file.is_file() or self.info()["dataset"] != described:
+            write_json(file, {"format": FORMAT, "dataset": described})
+
+    def check(self, dataset: Dataset) -> None:
+        """Find that the folder is not another dataset's; nothing is written.
+
+        Raises:
+            InputError: It is no folder.
+            MismatchError: It belongs to other rows.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: a file, where the run folder should be; give another --run")
+        if (self.path / "run.json").is_file():
             known = self.info()["dataset"]
             if known["fingerprint"] != dataset.fingerprint:
                 raise MismatchError(
@@ -81,9 +96,6 @@ class Run:
                     f"(fingerprint {known['fingerprint'][:12]}), not the {len(dataset)} rows of {dataset.paths[0]} "
                     f"({dataset.fingerprint[:12]}); use another --run folder for these rows"
                 )
-            if known == described:
-                return
-        write_json(file, {"format": FORMAT, "dataset": described})
 
     def dataset(self) -> Dataset:
         """The dataset, read from where it was.
@@ -93,6 +105,12 @@ class Run:
             MismatchError: They hold other rows than before.
         """
         known = self.info()["dataset"]
+        gone = [path for path in known["paths"] if not Path(path).is_file()]
+        if gone:
+            raise InputError(
+                f"{gone[0]}: gone, and {self.path / 'run.json'} says that the rows are there; give 'p3select score' or "
+                "'embed' the path where they are now, with the same --run: it notes it"
+            )
         dataset = load(known["paths"], known["columns"])
         if dataset.fingerprint != known["fingerprint"]:
             raise MismatchError(
@@ -140,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); remove it and run the command again") from None
+        raise InputError(f"{path}: damaged ({error}); remove it and give the command that made it again") from None
     return value
 
 

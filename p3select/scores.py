@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from p3select.tokenised import SCORED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -93,8 +93,8 @@ def score(
 
     Returns:
         A summary: rows, status (status → rows), scored_tokens, boundary_shifts (rows whose completion starts inside
-        the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored), seconds, notes
-        (what there is to know).
+        the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored), scores (the
+        folder), seconds, notes (what there is to know).
 
     Raises:
         InputError: Bad data, options or model; it names the row where there is one.
@@ -102,19 +102,25 @@ def score(
         P3Error: A worker of Ray's died again and again.
     """
     start = time.monotonic()
-    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, columns)
+    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     run = run if isinstance(run, Run) else Run(run)
     rows = _limited(limit, len(dataset))
     parts = shards.ranges(rows, shard_rows)
     folder = run.scores(epoch)
-    arguments |= {"truncate": truncate, "ifd": ifd, "shard_rows": shard_rows}
+    arguments |= {"ifd": ifd, "shard_rows": shard_rows}
+    about = {name: str(value) for name, value in {"model": model, "adapter": adapter}.items() if value is not None}
+    # Again what can be refused before a model is loaded.
+    run.check(dataset)
+    if not overwrite:
+        asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
+        shards.check(folder, asked, rows, about)
     if engine != "local" and not isinstance(scorer, str):
         raise InputError(f"engine {engine!r}: its workers load the scorer by name; give its name and the model")
     crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
     try:
         settings = crew.ask("settings")
         run.bind(dataset)
-        shards.claim(folder, settings, rows, overwrite=overwrite)
+        shards.claim(folder, settings, rows, overwrite=overwrite, about=about)
         there = tokenised.folder(run, settings, rows)
         new = shards.missing(there, parts)
         with progress.track("tokenising", rows, done=rows - _rows(new), show=show_progress) as advance:
@@ -137,7 +143,9 @@ def score(
             f"in {summary['boundary_shifts']} rows the end of the prompt (a space, line breaks?) tokenises otherwise "
             "before the completion; they are scored from where the two part, as TRL trains them"
         )
-    summary |= {"scorer": _described(settings), "reused": reused}
+    if summary["difficulty"] is None:
+        notes.append("no row could be scored: see the column status for the reasons")
+    summary |= {"scorer": _described(settings), "reused": reused, "scores": str(folder)}
     return {**summary, "seconds": time.monotonic() - start, "notes": notes}
 
 
@@ -179,9 +187,9 @@ def estimate(
         tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
         CUDA device).
     """
-    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, columns)
+    dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     rows = _limited(limit, len(dataset))
-    worker = Worker(**arguments, truncate=truncate, ifd=ifd, shard_rows=SHARD_ROWS)
+    worker = Worker(**arguments, ifd=ifd, shard_rows=SHARD_ROWS)
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
     status: dict[str, int] = {}
     picked: list[TokenRow] = []
@@ -251,6 +259,12 @@ def settings(run: Run, epoch: int) -> dict[str, Any]:
     """
     found: dict[str, Any] = _manifest(run, epoch)["settings"]
     return found
+
+
+def policy(run: Run, epoch: int) -> str | None:
+    """The model's name or path when an epoch was scored, for people; None for a scorer that was given as an object."""
+    name: str | None = _manifest(run, epoch).get("about", {}).get("model")
+    return name
 
 
 class Worker:
@@ -426,13 +440,18 @@ def _prepare(
     options: Mapping[str, Any] | None,
     actions: str,
     max_length: int | None,
+    truncate: str,
     columns: Mapping[str, str] | None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """The dataset, and a worker's arguments; what can be refused before the model is loaded is refused here."""
     action_rules.spans("", actions)
+    if truncate not in tokens.TRUNCATE:
+        raise InputError(f"truncate {truncate!r}: one of {', '.join(tokens.TRUNCATE)}")
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length {max_length}: at least 2 tokens")
     dataset = load(data, columns)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise InputError(f"adapter {adapter}: no adapter_config.json there")
     if isinstance(scorer, str) and model is None:
         raise InputError("no model: give the policy's folder, GGUF file or Hugging Face id")
     if not isinstance(scorer, str) and not (model is None and adapter is None and not options):
@@ -446,6 +465,7 @@ def _prepare(
         "options": options,
         "actions": actions,
         "max_length": max_length,
+        "truncate": truncate,
     }
 
 

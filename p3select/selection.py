@@ -68,7 +68,7 @@ def select(
         MismatchError: The index of this epoch is there and was made otherwise.
     """
     run = run if isinstance(run, Run) else Run(run)
-    function = selectors.find(selector) if isinstance(selector, str) else selector
+    function = _checked(selector, quality, quality_weight, seed)
     percentile = paces.pace(epoch, epochs, pace)
     wanted = budget_rows(budget, int(run.info()["dataset"]["rows"]))
     table = scores.read(run, epoch)
@@ -93,7 +93,7 @@ def select(
         # A new draw each epoch from the one seed.
         options["seed"] = (seed, epoch)
     k = min(wanted, len(eligible))
-    picked, gains = function(vectors, q, k, **options)
+    picked, gains = _picked(function, name_of(selector), (vectors, q, k), options)
 
     selection = Selection(
         rows=eligible[picked],
@@ -112,6 +112,7 @@ def select(
             "pace": pace,
             "difficulty": difficulty,
             "selector": name_of(selector),
+            "policy": scores.policy(run, epoch),
             "scale": options.get("scale"),
             "quality": quality,
             "quality_weight": quality_weight,
@@ -127,6 +128,7 @@ def select(
         },
         summary={
             "rows": table.num_rows,
+            "rows_dataset": run.info()["dataset"]["rows"],
             "unscored": _unscored(table),
             "selected": k,
             "difficulty_all": float(values.mean()),
@@ -179,14 +181,53 @@ def budget_rows(budget: int | str, rows: int) -> int:
     """
     text = str(budget).strip()
     try:
-        wanted = int(rows * float(text[:-1]) / 100) if text.endswith("%") else int(text)
+        share = float(text[:-1]) if text.endswith("%") else None
+        wanted = int(text) if share is None else 0
     except ValueError:
         raise InputError(f"budget {budget!r}: give a count of rows such as 1000, or a share such as 20%") from None
-    if text.endswith("%") and not 0 < float(text[:-1]) <= 100:
-        raise InputError(f"budget {budget!r}: a share is above 0% and at most 100%")
+    if share is not None:
+        if not 0 < share <= 100:
+            raise InputError(f"budget {budget!r}: a share is above 0% and at most 100%")
+        wanted = int(rows * share / 100)
     if wanted < 1:
         raise InputError(f"budget {budget!r}: comes to {wanted} of {rows} rows; give at least 1")
     return wanted
+
+
+def _picked(
+    function: Callable[..., Any], name: str, given: tuple[Any, NDArray[np.float64], int], options: dict[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What a selector picks, found to be what it should be: a selector may be anybody's."""
+    _, q, k = given
+    result = function(*given, **options)
+    try:
+        picked, gains = (np.asarray(part) for part in result)
+    except (TypeError, ValueError):
+        raise InputError(f"selector {name!r}: gave {type(result).__name__}, not two arrays (rows, gains)") from None
+    whole = picked.shape == gains.shape == (k,) and np.issubdtype(picked.dtype, np.integer)
+    if not whole or len(np.unique(picked)) < k or picked.min() < 0 or picked.max() >= len(q):
+        raise InputError(
+            f"selector {name!r}: gave rows of shape {picked.shape} and {picked.dtype}, gains of shape {gains.shape}, "
+            f"where {k} distinct row numbers from 0 to {len(q) - 1} and as many gains are due"
+        )
+    return picked.astype(np.int64), gains.astype(np.float64)
+
+
+def _checked(selector: str | Callable[..., Any], quality: str, weight: float, seed: int) -> Callable[..., Any]:
+    """The selector's function; options that would have no effect on it are refused."""
+    function: Callable[..., Any] = selectors.find(selector) if isinstance(selector, str) else selector
+    name = name_of(selector)
+    try:
+        inspect.signature(function).bind(None, None, 1)
+    except (TypeError, ValueError):
+        raise InputError(f"selector {name!r}: no function of (embeddings, quality, k)") from None
+    if selector == "uniform" and (quality, weight) != ("harder", 1.0):
+        raise InputError("selector 'uniform' goes by no quality: leave quality and quality_weight out")
+    if selector == "topk" and quality == "none":
+        raise InputError("selector 'topk' with quality 'none' would take the first rows: choose another of the two")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed {seed!r}: a whole number from 0")
+    return function
 
 
 def _scored(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:

@@ -83,7 +83,14 @@ def manifest(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def claim(folder: Path, settings: Mapping[str, Any], rows: int, *, overwrite: bool = False) -> None:
+def claim(
+    folder: Path,
+    settings: Mapping[str, Any],
+    rows: int,
+    *,
+    overwrite: bool = False,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write the manifest, or find that it says the same; more rows continue fewer.
 
     Args:
@@ -91,30 +98,54 @@ def claim(folder: Path, settings: Mapping[str, Any], rows: int, *, overwrite: bo
         settings: What the shards depend on.
         rows: How many rows there will be.
         overwrite: Remove shards that were made otherwise.
+        about: Names for people, such as the model's path; stored, and not compared.
 
     Raises:
         MismatchError: The shards there were made otherwise; it names what differs.
     """
     known = manifest(folder)
     if known is not None:
-        before = {**known["settings"], "rows": known["rows"]}
-        now = {**settings, "rows": rows}
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if not changed:
+        if known["settings"] == dict(settings) and known["rows"] == rows:
             return
-        if changed != ["rows"] or rows < known["rows"]:
+        if known["settings"] != dict(settings) or rows < known["rows"]:
             if not overwrite:
-                details = "; ".join(
-                    f"{key}: {_short(before.get(key))} there, {_short(now.get(key))} now" for key in changed
-                )
-                raise MismatchError(
-                    f"{folder} holds {folder.parent.name} made otherwise ({details}); give another --run (or --epoch), "
-                    "or --overwrite to make them anew"
-                )
+                check(folder, {**dict.fromkeys(known["settings"]), **settings}, rows, about)
             shutil.rmtree(folder)
-    write_json(folder / "manifest.json", {"settings": dict(settings), "rows": rows})
+    write_json(folder / "manifest.json", {"settings": dict(settings), "rows": rows, "about": dict(about or {})})
 
 
-def _short(value: Any) -> str:
+def check(folder: Path, settings: Mapping[str, Any], rows: int, about: Mapping[str, str] | None = None) -> None:
+    """Find that the shards there, if any, were not made otherwise, as far as these settings go.
+
+    Args:
+        folder: The shards' folder.
+        settings: Some or all of what the shards depend on.
+        rows: How many rows there will be, at least as many as there are.
+        about: Names for people.
+
+    Raises:
+        MismatchError: They were; it names what differs.
+    """
+    known = manifest(folder)
+    if known is None:
+        return
+    before = {**known["settings"], "rows": known["rows"]}
+    # More rows than before are no difference.
+    now = {**settings, "rows": min(rows, known["rows"])}
+    changed = sorted(key for key in now if before.get(key) != now[key])
+    if changed:
+        names = {"there": known.get("about", {}), "now": about or {}}
+        details = "; ".join(
+            f"{key}: {_short(before.get(key), names['there'].get(key))} there, "
+            f"{_short(now[key], names['now'].get(key))} now"
+            for key in changed
+        )
+        raise MismatchError(
+            f"{folder} holds {folder.parent.name} made otherwise ({details}); give another --run (or --epoch), "
+            "or --overwrite to make them anew"
+        )
+
+
+def _short(value: Any, name: str | None) -> str:
     text = str(value)
-    return text[:12] + "…" if len(text) > 48 else text
+    return (text[:12] + "…" if len(text) > 48 else text) + (f" ({name})" if name else "")

@@ -25,11 +25,18 @@ def summary(values: Mapping[str, Any]) -> None:
                 table.add_row("note", note)
         elif name == "seconds":
             table.add_row("time", progress.left(value))
+        elif name == "difficulty":
+            table.add_row("mean difficulty", "none" if value is None else _text(value))
         elif name == "memory_bytes":
             table.add_row("memory", f"{value / 2**30:.1f} GiB")
         else:
             table.add_row(name.replace("_", " "), _text(value))
-    Console(highlight=False).print(table)
+    console().print(table)
+
+
+def console() -> Console:
+    """Results on stdout; what is to be copied, paths and commands, is never broken into lines."""
+    return Console(highlight=False, soft_wrap=True)
 
 
 def selection(chosen: Selection, path: Path) -> None:
@@ -39,7 +46,9 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("epoch", f"{meta['epoch']} of {meta['epochs']}")
     table.add_row("λ", f"{meta['lam']:.4f} (percentile {meta['percentile']:g}, pace {meta['pace']})")
     unscored = f", {_text(about['unscored'])} without a score" if about["unscored"] else ""
-    table.add_row("rows", f"{about['rows']:,}{unscored}")
+    part = f" of the dataset's {about['rows_dataset']:,}" if about["rows"] < about["rows_dataset"] else ""
+    table.add_row("rows scored", f"{about['rows'] - sum(about['unscored'].values()):,}{part}{unscored}")
+    table.add_row("budget", str(meta["budget"]))
     table.add_row("eligible", f"{meta['eligible']:,}")
     table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{_shortage(meta)}")
     for part in ("all", "eligible", "selected"):
@@ -48,10 +57,10 @@ def selection(chosen: Selection, path: Path) -> None:
     if about["overlap_before"] is not None:
         table.add_row("same rows as the epoch before", f"{about['overlap_before']:.0%}")
     table.add_row("index", str(path))
-    console = Console(highlight=False)
-    console.print(table)
+    out = console()
+    out.print(table)
     if about["diversity"] is not None:
-        console.print(diversity(about["diversity"]))
+        out.print(diversity(about["diversity"]))
 
 
 def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
@@ -70,7 +79,7 @@ def _shortage(meta: Mapping[str, Any]) -> str:
     if meta["shortfall"]:
         text += f"; {meta['shortfall']:,} fewer than the budget, as no more rows are eligible"
     if meta["selector"] == "dpp" and meta["dependent"]:
-        text += f"; {meta['dependent']:,} of them copies of others, added by quality"
+        text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text
 
 

@@ -418,8 +418,8 @@ def _cut(row: TokenRow, max_length: int | None, truncate: str, number: int) -> T
         return row
     if truncate == "error":
         raise InputError(
-            f"row {number} has {len(row.ids)} tokens, more than max_length={max_length}; raise max_length, or use "
-            "truncate='keep-start' or 'skip'"
+            f"row {number} has {len(row.ids)} tokens, more than the maximal length of {max_length}; raise "
+            "--max-length, or give --truncate keep-start or skip"
         )
     kept = int(np.searchsorted(row.scored, max_length)) if truncate == "keep-start" else 0
     if not kept:

@@ -51,6 +51,10 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_2(tmp_path, capsys, gsm8k
         (("score", gsm8k, "--run", tmp_path / "r"), "--model"),
         (("score", gsm8k, "--run", tmp_path / "r", "--model", "m", "--epoch", "one"), "'one'"),
         (("select", "--run", tmp_path / "r", "--epoch", "1", "--epochs", "2", "--budget", "5"), "run.json"),
+        (("score", gsm8k, "--run", gsm8k, "--model", "m"), "a file, where the run folder should be"),
+        (("score", gsm8k, "--run", tmp_path / "r", "--model", "m", "--epoch", "0"), "epoch 0"),
+        (("score", gsm8k, "--run", tmp_path / "r", "--model", "m", "--adapter", tmp_path), "adapter_config.json"),
+        (("embed", gsm8k, "--run", tmp_path / "r"), "one of the two"),
         (("export", "--run", tmp_path / "r", "--epoch", "1", "--to", "xml", "--out", "x"), "xml"),
         (("frobnicate",), "frobnicate"),
     ):

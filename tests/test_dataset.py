@@ -97,7 +97,7 @@ def test_bad_files_are_named(tmp_path):
         ("torn.parquet", "torn.parquet: not readable as Parquet"),
         ("bad.jsonl", "bad.jsonl, line 2: not JSON"),
         ("list.jsonl", "line 1: a list where an object should be"),
-        ("mixed.jsonl", "column 'prompt': values of different types"),
+        ("mixed.jsonl", "line 2, column 'prompt': list, where lines before have str"),
         ("rows.csv", "rows.csv: not a .parquet"),
         ("other.parquet", "no columns to train on.*it has text"),
         ("none.parquet", "no rows"),
@@ -130,3 +130,29 @@ def test_arrow_layout_does_not_count(tmp_path):
         pa.parquet.write_table(pa.table({"messages": array}), path)
         found.append(load(path).fingerprint)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        ('[{"prompt": "a"}]', "line 1: a list where an object should be; write one object a line"),
+        ('{\n"prompt": 1}', "line 1: not JSON.*a line must hold one whole object"),
+        ('{"prompt": "a", "completion": "b"}\n\n{"prompt": 1, "completion": "b"}', "line 3, column 'prompt': int"),
+    ],
+)
+def test_json_lines_that_are_none_are_said_with_the_line(tmp_path, text, message):
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "rows.jsonl")
+
+
+def test_a_file_given_twice_in_other_words(tmp_path, gsm8k):
+    with pytest.raises(InputError, match="a file is given twice"):
+        load([gsm8k, gsm8k.parent / ".." / gsm8k.parent.name / gsm8k.name])
+
+
+def test_the_role_that_is_lacking_is_named(tmp_path):
+    pl.DataFrame({"question": ["a"], "answer": ["b"]}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="no column for completion; name it, --column completion=NAME: there are"):
+        load(tmp_path / "rows.parquet", {"prompt": "question"})

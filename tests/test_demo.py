@@ -26,7 +26,9 @@ def test_the_demo(tmp_path, gsm8k, smollm2, minilm, capsys):
         pl.read_parquet(data)["id"][rows]
     )
     assert (out / "demo.png").read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "'loss'" not in printed
+    assert "Fine-tuning on the 2 selected rows" in said
     for words in (
         "λ",
         "eligible rows",
@@ -46,6 +48,9 @@ def test_the_demo(tmp_path, gsm8k, smollm2, minilm, capsys):
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(InputError, match="not an earlier demo's"):
         demo.demo(tmp_path / "mine", data=data, model=smollm2, encoder=minilm)
+    with pytest.raises(InputError, match=r"gone\.parquet"):
+        demo.demo(out, data=tmp_path / "gone.parquet", model=smollm2, encoder=minilm)
+    assert (out / "demo.png").exists()
 
 
 def test_the_packaged_models_are_found():

@@ -15,6 +15,7 @@ def test_they_are_unit_rows_in_file_order_and_memory_mapped(tmp_path, gsm8k, mon
         "rows": 200,
         "dimension": 24,
         "truncated": 0,
+        "empty": 0,
         "reused": False,
         "seconds": 0,
     }

@@ -37,6 +37,21 @@ def test_every_column_and_value_in_the_order_picked(run, tmp_path):
         assert read(tmp_path / out).equals(expected(run, tmp_path))
 
 
+def test_what_load_dataset_would_read_too_is_refused(run, tmp_path):
+    out = tmp_path / "epoch-1"
+    for _ in range(2):
+        p3select.export(run, epoch=1, to="trl", out=out, overwrite=True)
+    (out / "train-00001.parquet").write_bytes((out / "train.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"holds train-00001\.parquet, which load_dataset would read too"):
+        p3select.export(run, epoch=1, to="trl", out=out, overwrite=True)
+    for to, message in (("jsonl", "a folder, and jsonl writes a file"), ("parquet", "a folder")):
+        with pytest.raises(InputError, match=message):
+            p3select.export(run, epoch=1, to=to, out=out, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a file, and trl writes a folder"):
+        p3select.export(run, epoch=1, to="trl", out=tmp_path / "file", overwrite=True)
+
+
 @pytest.mark.slow
 def test_datasets_loads_them(run, tmp_path):
     import datasets
@@ -80,13 +95,13 @@ def test_bad_input(tmp_path, run):
         p3select.export(run, epoch=2, to="jsonl", out=tmp_path / "a")
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="a folder, and jsonl writes a file"):
         p3select.export(run, epoch=1, to="jsonl", out=folder, overwrite=True)
     pl.read_parquet(tmp_path / "rows.parquet")[:49].write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(MismatchError, match="changed since"):
         p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a")
     (tmp_path / "rows.parquet").unlink()
-    with pytest.raises(InputError, match=r"rows\.parquet: no such file"):
+    with pytest.raises(InputError, match=r"rows\.parquet: gone, and .*run\.json says that the rows are there"):
         p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a")
 
 

@@ -28,6 +28,7 @@ ORDER = [
     "encoders",
     "embeddings",
     "kernel",
+    "neighbors",
     "selectors",
     "index",
     "selection",

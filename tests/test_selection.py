@@ -251,3 +251,61 @@ def test_ifd_needs_the_second_pass(tmp_path, gsm8k, tokenizer):
         known = table[row]
         with_prompt = -known["logprob"] / known["tokens"]
         assert value == pytest.approx(np.exp(with_prompt + known["alone_logprob"] / known["alone_tokens"]), rel=1e-5)
+
+
+def twice(embeddings, quality, k):
+    return np.zeros(k, np.int64), np.ones(k)
+
+
+def negative(embeddings, quality, k):
+    return -1 - np.arange(k), np.ones(k)
+
+
+def few(embeddings, quality, k):
+    return np.arange(k - 1), np.ones(k - 1)
+
+
+def floats(embeddings, quality, k):
+    return np.arange(k) + 0.5, np.ones(k)
+
+
+def beyond(embeddings, quality, k):
+    return np.arange(k) + len(quality), np.ones(k)
+
+
+@pytest.mark.parametrize("selector", [twice, negative, few, floats, beyond, "tests.test_selection:twice"])
+def test_what_a_selector_gives_is_checked(run, selector):
+    with pytest.raises(InputError, match="4 distinct row numbers from 0 to 99"):
+        p3select.select(run, epoch=1, epochs=5, budget=4, selector=selector)
+    assert not run.index(1).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"selector": "math:sqrt"}, "'math:sqrt': no function of"),
+        ({"selector": lambda embeddings, quality, k: 1}, "gave int, not two arrays"),
+        ({"selector": "uniform", "quality": "easier"}, "'uniform' goes by no quality"),
+        ({"selector": "uniform", "quality_weight": 3.0}, "'uniform' goes by no quality"),
+        ({"selector": "topk", "quality": "none"}, "'topk' with quality 'none'"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1.5}, "seed 1.5"),
+        ({"budget": "inf%"}, "budget 'inf%'"),
+        ({"budget": "nan%"}, "budget 'nan%'"),
+        ({"quality_weight": 5000.0}, "quality weight 5000 is too large"),
+    ],
+)
+def test_options_without_sense_or_effect_are_refused(run, options, message):
+    with pytest.raises(InputError, match=message):
+        p3select.select(run, **{"epoch": 1, "epochs": 5, "budget": 4, **options})
+
+
+def test_embeddings_that_were_changed_are_noticed(run):
+    vectors = np.load(run.embeddings)
+    for damaged in (vectors[::-1], vectors[:100]):
+        np.save(run.embeddings, damaged)
+        with pytest.raises(InputError, match="not what 'p3select embed' wrote"):
+            p3select.select(run, epoch=1, epochs=5, budget=4)
+    run.embeddings.write_bytes(run.embeddings.read_bytes()[:5000])
+    with pytest.raises(InputError, match="damaged"):
+        p3select.select(run, epoch=1, epochs=5, budget=4)

@@ -107,6 +107,19 @@ def test_paper_defect_8_the_rendered_ids_are_those_of_apply_chat_template(tokeni
         assert one(row, tokenizer).ids.tolist() == expected
 
 
+def test_paper_defect_8_every_token_of_the_completion_is_scored_once(tokenizer, gsm8k):
+    """Line breaks, spaces and the end-of-sequence token among them, at the places where they are trained."""
+    table = pl.read_parquet(gsm8k, n_rows=50)
+    for prompt, completion in zip(table["prompt"], table["completion"], strict=True):
+        prompt += "\n"
+        row = one({"prompt": prompt, "completion": completion}, tokenizer)
+        assert row.ids.tolist() == tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]
+        assert row.scored.tolist() == list(range(row.scored[0], len(row.ids)))
+        assert tokenizer.decode(row.ids[row.scored]) == completion + tokenizer.eos_token
+        assert row.actions[-1] == completion.count("\n")
+        assert row.ids[-1] == tokenizer.eos_token_id
+
+
 @pytest.mark.parametrize(
     ("prompt", "completion", "shift", "parts"),
     [
@@ -476,7 +489,7 @@ def test_paper_defect_9_truncation(tokenizer):
     assert_valid(gone)
     assert one(row, tokenizer, max_length=length - 1, truncate="skip").status == "too_long"
     assert one(row, tokenizer, max_length=length, truncate="skip").status == "ok"
-    with pytest.raises(InputError, match=f"row 41 has {length} tokens, more than max_length={length - 1}"):
+    with pytest.raises(InputError, match=f"row 41 has {length} tokens, more than the maximal length of {length - 1}"):
         one(row, tokenizer, max_length=length - 1, truncate="error", first_row=41)
 
 

@@ -57,6 +57,10 @@ def export(run: Run | str | Path, *, epoch: int, to: str, out: str | Path, overw
     table = take(dataset, selection.rows)
     try:
         write(table, out)
+    except IsADirectoryError:
+        raise InputError(f"{out}: a folder, and {to} writes a file; give a file's path") from None
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{out}: a file, and {to} writes a folder; give a folder's path") from None
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error}") from None
     return {"rows": table.num_rows, "columns": table.column_names, "out": str(out)}
