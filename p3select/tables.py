@@ -28,7 +28,7 @@ def summary(values: Mapping[str, Any]) -> None:
         elif name == "difficulty":
             table.add_row("mean difficulty", "none" if value is None else _text(value))
         elif name == "memory_bytes":
-            table.add_row("memory", f"{value / 2**30:.1f} GiB")
+            table.add_row("memory", "in other processes" if value is None else f"{value / 2**30:.1f} GiB")
         else:
             table.add_row(name.replace("_", " "), _text(value))
     console().print(table)

@@ -235,9 +235,9 @@ def test_rows_are_checked_before_anything_is_sent(folder, tokenizer, rows):
         scorer = ServerScorer(folder, server=address, tokenizer=tokenizer)
         before = len(proxy.requests)
         long = np.zeros(513, np.int32)
-        with pytest.raises(InputError, match="row 12 of the 13 to score: 513 tokens, and the model takes 512"):
+        with pytest.raises(InputError, match="row 12 of those to score: 513 tokens, and the model takes 512"):
             scorer.score([*ids, long], [*scored, np.array([1])], silent)
-        with pytest.raises(InputError, match="row 0 of the 1 to score: positions to score must be from 1 to"):
+        with pytest.raises(InputError, match="row 0 of those to score: positions to score must be from 1 to"):
             scorer.score(ids[:1], [np.array([0, 1])], silent)
         assert len(proxy.requests) == before
         assert scorer.score([], [], silent) == []
@@ -292,7 +292,7 @@ def test_an_answer_that_must_not_pass_names_its_row(folder, tokenizer, rows, spo
 
     with serve(vllm(tokenizer, change=change)) as (address, _):
         scorer = ServerScorer(folder, server=address, tokenizer=tokenizer)
-        with pytest.raises(InputError, match=f"row 5 of the 12 to score: {complaint}"):
+        with pytest.raises(InputError, match=f"row 5 of those to score: {complaint}"):
             scorer.score(ids, scored, silent)
 
 
@@ -636,7 +636,7 @@ def test_vllm_refuses(real, smollm2, rows, monkeypatch):
     with pytest.raises(InputError, match="it serves 'policy', 'tuned' and not 'other'"):
         ServerScorer(smollm2, server=real, name="other")
     scorer = ServerScorer(smollm2, server=real)
-    with pytest.raises(InputError, match="row 0 of the 1 to score: 2048 tokens, and the model takes 2047; cut it"):
+    with pytest.raises(InputError, match="row 0 of those to score: 2048 tokens, and the model takes 2047; cut it"):
         scorer.score([np.ones(2048, np.int32)], [np.array([5])], silent)
     scorer.max_length = None
     with pytest.raises(InputError, match=r"\(rows 0 to 1 of the 2 to score\): HTTP 400: .*2048"):

@@ -350,7 +350,7 @@ def test_an_error_leaves_a_live_model_as_it_was():
     scorer = TransformersScorer((model, None))
     with torch.no_grad():
         model.lm_head.weight[7] = torch.nan
-    with pytest.raises(InputError, match=r"row 0 of the 1 to score: .* position 2 is not finite in float32"):
+    with pytest.raises(InputError, match=r"row 0 of those to score: .* position 2 is not finite in float32"):
         scorer.score([np.array([1, 2, 3], np.int32)], [np.array([2], np.int32)], silent)
     assert all(modes(model))
     assert sum(hooks(model)) == 0
@@ -392,9 +392,9 @@ def test_a_live_pair_takes_no_second_device(model):
 @pytest.mark.parametrize(
     ("ids", "scored", "message"),
     [
-        ([3, 131, 4], [2], r"row 1 of the 2 to score: token 131, and the model has 0 to 130"),
-        ([3, -1, 4], [2], r"row 1 of the 2 to score: token -1"),
-        ([5] * 513, [9], r"row 1 of the 2 to score: 513 tokens, and the model takes 512"),
+        ([3, 131, 4], [2], r"row 1 of those to score: token 131, and the model has 0 to 130"),
+        ([3, -1, 4], [2], r"row 1 of those to score: token -1"),
+        ([5] * 513, [9], r"row 1 of those to score: 513 tokens, and the model takes 512"),
         ([5, 6], [0], r"positions to score must be from 1 to 1"),
         ([5, 6], [2], r"positions to score must be from 1 to 1"),
         ([5, 6], [], r"positions to score must be from 1 to 1"),

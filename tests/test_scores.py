@@ -11,7 +11,7 @@ import pytest
 
 import p3select
 from p3select import scores
-from p3select.errors import InputError, MismatchError
+from p3select.errors import InputError, MismatchError, RowError
 from tests.fakes import FakeScorer
 
 
@@ -165,6 +165,22 @@ def test_the_budget_is_said_before_the_work(tmp_path, gsm8k, tokenizer, capsys):
     tokens, scored = table["tokens"], summary["scored_tokens"]
     assert said == f"scoring with fake, float32, cpu: {tokens:,} tokens, {scored:,} of them scored"
     assert now == "now"
+
+
+@pytest.mark.parametrize("ifd", [False, True])
+def test_a_row_that_a_scorer_refuses_is_named_by_its_number_in_the_dataset(tmp_path, gsm8k, tokenizer, ifd):
+    class Refuses(FakeScorer):
+        def score(self, ids, scored, advance):
+            # The last one: with ifd it is a row's second pass.
+            raise RowError(len(ids) - 1, "it is not finite")
+
+    rows = pl.read_parquet(gsm8k)[:20].with_columns(
+        completion=pl.when(pl.int_range(20).is_in([9, 13, 19])).then(pl.lit("")).otherwise("completion")
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    wrong = "without its prompt: it is not finite" if ifd else "it is not finite"
+    with pytest.raises(InputError, match=f"row 18 of the dataset: {wrong}"):
+        p3select.score(tmp_path / "rows.parquet", tmp_path / "run", scorer=Refuses(tokenizer), ifd=ifd)
 
 
 def test_options_go_to_the_scorer_by_name(smollm2, gsm8k, tmp_path):

@@ -83,6 +83,7 @@ def make(
     *,
     adapter: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
 ) -> Scorer:
     """Load a policy into a scorer.
 
@@ -93,6 +94,8 @@ def make(
         adapter: A PEFT adapter's folder.
         options: The scorer's own options by name: the keyword arguments of its class, such as ``dtype``. Text is
             read as the type that the argument is declared with.
+        max_length: The longest row that there will be, for scorers that have an option ``max_length`` (an engine sets
+            memory aside by it); an option of that name goes before.
 
     Raises:
         InputError: No such scorer, model or option, or an option that is not of its type.
@@ -105,7 +108,7 @@ def make(
         for parameter in inspect.signature(found).parameters.values()
         if parameter.kind == parameter.KEYWORD_ONLY and parameter.name not in ("adapter", "tokenizer")
     }
-    given = {}
+    given = {} if max_length is None or "max_length" not in own else {"max_length": max_length}
     for option, value in (options or {}).items():
         if option not in own:
             raise InputError(f"scorer {name!r} has no option {option!r}; it has {', '.join(sorted(own)) or 'none'}")

@@ -26,11 +26,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
-import transformers
 
-from p3select.errors import InputError, P3Error
-from p3select.scorers.checkpoints import adapter_weights, check_rows, describe, first_line, of_path
+from p3select.errors import InputError, P3Error, RowError
+from p3select.scorers.checkpoints import adapter_weights, check_rows, describe, empty, first_line, of_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -195,7 +193,7 @@ class ServerScorer:
         if not isinstance(choices, list) or [_field(choice, "index") for choice in choices] != list(range(len(rows))):
             raise InputError(f"{client.url}: {where}: not one answer for each row; it must be a vLLM server")
         return [
-            _values(_field(choice, "prompt_logprobs"), ids[row], scored[row], f"row {row} of the {len(ids)} to score")
+            _values(_field(choice, "prompt_logprobs"), ids[row], scored[row], row)
             for choice, row in zip(choices, rows, strict=True)
         ]
 
@@ -463,10 +461,8 @@ def _adapter(config: Any, card: dict[str, Any]) -> tuple[str, bool]:
     folder = Path(str(card.get("root")))
     if not (folder.is_absolute() and folder.is_dir()):
         return f"{card['id']} as served", False
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
     # vLLM leaves out what an adapter does to the head, without a word: such a one is refused.
-    return adapter_weights(model, folder)[1], True
+    return adapter_weights(empty(config), folder)[1], True
 
 
 def _weights(model: Path, own: str, root: str) -> tuple[str, bool]:
@@ -505,22 +501,23 @@ def _requests(ids: Ids) -> list[list[int]]:
     return requests
 
 
-def _values(entries: Any, ids: NDArray[np.int32], scored: NDArray[np.int32], where: str) -> NDArray[np.float32]:
+def _values(entries: Any, ids: NDArray[np.int32], scored: NDArray[np.int32], row: int) -> NDArray[np.float32]:
     """The log-probabilities of one row: of each position, the server gives {id: {"logprob": …}}."""
     tokens = ids.tolist()
     if not isinstance(entries, list) or len(entries) != len(tokens):
         found = f"{len(entries)} log-probabilities" if isinstance(entries, list) else "no prompt_logprobs"
-        raise InputError(f"{where}: the server returns {found} for {len(tokens)} tokens; it must be a vLLM server")
+        raise RowError(row, f"the server returns {found} for {len(tokens)} tokens; it must be a vLLM server")
     for place in range(1, len(tokens)):
         if _field(entries[place], str(tokens[place])) is None:
-            raise InputError(f"{where}: what the server returns at position {place} is not of token {tokens[place]}")
+            raise RowError(row, f"what the server returns at position {place} is not of token {tokens[place]}")
     raw = [_field(entries[place][str(tokens[place])], "logprob") for place in scored.tolist()]
     values = np.array([value if isinstance(value, (int, float)) else np.nan for value in raw], np.float64)
     wrong = ~((values > _NOTHING) & (values < _ROUNDING))
     if wrong.any():
         place = int(scored[wrong][0])
-        raise InputError(
-            f"{where}: the server returns {raw[int(wrong.argmax())]} for token {tokens[place]} at position {place}, "
-            "which is no log-probability; check its weights and its dtype"
+        raise RowError(
+            row,
+            f"the server returns {raw[int(wrong.argmax())]} for token {tokens[place]} at position {place}, which is no "
+            "log-probability; check its weights and its dtype",
         )
     return values.astype(np.float32)

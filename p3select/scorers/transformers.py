@@ -27,7 +27,7 @@ import transformers
 
 from p3select.errors import InputError
 from p3select.scorers.batches import Batch, Limits, Prefix, plan
-from p3select.scorers.checkpoints import adapt, first_line, load, name_of, of_weights, part
+from p3select.scorers.checkpoints import adapt, check_finite, check_rows, first_line, load, name_of, of_weights, part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -148,26 +148,13 @@ class TransformersScorer:
             InputError: A token that the model does not have, a row longer than ``max_length``, positions out of
                 range, a log-probability that is not finite, or a row too long for the memory.
         """
-        self._check(ids, scored)
+        check_rows(ids, scored, self.max_length, self._vocabulary)
         values: dict[int, NDArray[np.float32]] = {}
         with self._ready():
             for batch, results in self._run(ids, scored, *self._planned(ids, scored)):
                 values.update(zip(batch.rows, results, strict=True))
                 advance(len(batch.rows), sum(len(ids[row]) for row in batch.rows))
         return [values[row] for row in range(len(ids))]
-
-    def _check(self, ids: Ids, scored: Ids) -> None:
-        for row, (tokens, positions) in enumerate(zip(ids, scored, strict=True)):
-            where = f"row {row} of the {len(ids)} to score"
-            if self.max_length is not None and len(tokens) > self.max_length:
-                raise InputError(f"{where}: {len(tokens)} tokens, and the model takes {self.max_length}; cut it")
-            if not len(positions) or positions[0] < 1 or positions[-1] >= len(tokens):
-                raise InputError(f"{where}: positions to score must be from 1 to {len(tokens) - 1}")
-            if tokens.min() < 0 or tokens.max() >= self._vocabulary:
-                wrong = tokens[(tokens < 0) | (tokens >= self._vocabulary)][0]
-                raise InputError(
-                    f"{where}: token {wrong}, and the model has 0 to {self._vocabulary - 1}: use the model's tokenizer"
-                )
 
     def _planned(self, ids: Ids, scored: Ids) -> tuple[list[Batch], int]:
         """The batches, and how many of them may run side by side."""
@@ -259,12 +246,7 @@ class TransformersScorer:
         values = _log_probabilities(logits, np.concatenate(targets))
         results = np.split(values, np.cumsum([len(item) for item in targets])[:-1])
         for row, result in zip(rows, results, strict=True):
-            if not np.isfinite(result).all():
-                place = int(scored[row][~np.isfinite(result)][0])
-                raise InputError(
-                    f"row {row} of the {len(ids)} to score: the log-probability of token {ids[row][place]} at position "
-                    f"{place} is not finite in {name_of(self._dtype)}; check the weights, or use another dtype"
-                )
+            check_finite(row, ids[row], scored[row], result, name_of(self._dtype))
         return results
 
     def _cache(self, ids: Ids, prefix: Prefix, past: Any) -> Any:
