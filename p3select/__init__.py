@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from p3select.errors import InputError, MismatchError, MissingLibraryError, P3Error
     from p3select.exporters import export
     from p3select.index import Selection
+    from p3select.loops import loop
     from p3select.paces import pace
     from p3select.run import Run
     from p3select.scores import score
@@ -35,6 +36,7 @@ _MODULES = {
     "dpp": "selectors.dpp",
     "embed": "embeddings",
     "export": "exporters",
+    "loop": "loops",
     "pace": "paces",
     "score": "scores",
     "select": "selection",
@@ -52,6 +54,7 @@ __all__ = [
     "dpp",
     "embed",
     "export",
+    "loop",
     "pace",
     "score",
     "select",

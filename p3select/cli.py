@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,7 +12,9 @@ import p3select
 from p3select.errors import InputError, P3Error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 RUN = click.option("--run", required=True, metavar="DIR", help="The run folder: all that belongs to one training run.")
 EPOCH = click.option("--epoch", type=int, default=1, show_default=True, help="The epoch to come, counted from 1.")
@@ -38,6 +40,83 @@ GPUS = click.option("--gpus", type=float, metavar="G", help="With --engine ray: 
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="For what is drawn.")
 
 
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options that several commands have."""
+
+    def apply(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+SCORING = _together(
+    click.option(
+        "--scorer",
+        default="auto",
+        show_default=True,
+        help="What reads log-probabilities: transformers, vllm, server, NAME; auto: vllm where it and a GPU are found.",
+    ),
+    click.option(
+        "--server", metavar="URL", help="A vLLM server, such as http://127.0.0.1:8000/v1; implies --scorer server."
+    ),
+    click.option(
+        "--option",
+        "options",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of the scorer's own, such as dtype=bfloat16 or tensor_parallel=2; can be given again.",
+    ),
+    click.option(
+        "--actions", default="line", show_default=True, help="What is a step: line, sentence, token, whole, re:PATTERN."
+    ),
+    click.option(
+        "--max-length", type=int, metavar="N", help="Tokens of a row that are kept. [default: the model's limit]"
+    ),
+    click.option(
+        "--truncate",
+        type=click.Choice(["keep-start", "skip", "error"]),
+        default="keep-start",
+        show_default=True,
+        help="What becomes of a longer row.",
+    ),
+    click.option(
+        "--ifd", is_flag=True, help="Score targets a second time, without their prompts: for --difficulty ifd."
+    ),
+)
+SELECTING = _together(
+    click.option(
+        "--pace",
+        default="linear:50:95",
+        show_default=True,
+        help="The percentile of difficulty up to which rows are eligible: linear:A:B, constant:P, paper-code …",
+    ),
+    click.option(
+        "--difficulty",
+        default="p3",
+        show_default=True,
+        help="p3 (the paper's), nll (nats per token) or ifd (after score --ifd).",
+    ),
+    click.option(
+        "--quality",
+        type=click.Choice(["harder", "easier", "none"]),
+        default="harder",
+        show_default=True,
+        help="Which of the eligible rows the DPP prefers.",
+    ),
+    click.option(
+        "--quality-weight",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Exponent of quality: 0 for diversity alone.",
+    ),
+    click.option("--selector", default="dpp", show_default=True, help="dpp, topk, uniform, or module:function."),
+    click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]"),
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(p3select.__version__, prog_name="p3select")
 def cli() -> None:
@@ -56,35 +135,8 @@ def cli() -> None:
 @RUN
 @click.option("--model", required=True, metavar="M", help="The policy: a folder, a GGUF file or a Hugging Face id.")
 @EPOCH
-@click.option(
-    "--scorer",
-    default="auto",
-    show_default=True,
-    help="What reads log-probabilities: transformers, vllm, server, NAME; auto: vllm where it and a GPU are found.",
-)
-@click.option(
-    "--server", metavar="URL", help="A vLLM server, such as http://127.0.0.1:8000/v1; implies --scorer server."
-)
-@click.option(
-    "--option",
-    "options",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="An option of the scorer's own, such as dtype=bfloat16 or tensor_parallel=2; can be given again.",
-)
+@SCORING
 @click.option("--adapter", metavar="DIR", help="A PEFT adapter to put on the model, unmerged.")
-@click.option(
-    "--actions", default="line", show_default=True, help="What is a step: line, sentence, token, whole, re:PATTERN."
-)
-@click.option("--max-length", type=int, metavar="N", help="Tokens of a row that are kept. [default: the model's limit]")
-@click.option(
-    "--truncate",
-    type=click.Choice(["keep-start", "skip", "error"]),
-    default="keep-start",
-    show_default=True,
-    help="What becomes of a longer row.",
-)
-@click.option("--ifd", is_flag=True, help="Score targets a second time, without their prompts: for --difficulty ifd.")
 @click.option("--limit", type=int, metavar="N", help="Score the first N rows only.")
 @click.option(
     "--reuse", metavar="DIR", help="Another run folder; rows scored there with the same weights are taken over."
@@ -115,13 +167,8 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
     from p3select import scores
 
     options["columns"] = _pairs("--column", options["columns"], "prompt=question")
-    options["options"] = _pairs("--option", options["options"], "dtype=bfloat16")
-    seed, server = options.pop("seed"), options.pop("server")
-    if server is not None:
-        if options["scorer"] not in ("auto", "server"):
-            raise InputError(f"--server goes with --scorer server, not {options['scorer']}")
-        options["scorer"] = "server"
-        options["options"]["server"] = server
+    _scorer(options)
+    seed = options.pop("seed")
     if dry_run:
         if options["engine"] != "local":
             raise InputError("--dry-run measures on this machine: leave --engine out, and divide by the workers")
@@ -168,30 +215,7 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option(
     "--budget", required=True, metavar="K", help="Rows: a count such as 1000, or a share of the dataset: 20%."
 )
-@click.option(
-    "--pace",
-    default="linear:50:95",
-    show_default=True,
-    help="The percentile of difficulty up to which rows are eligible: linear:A:B, constant:P, paper-code …",
-)
-@click.option(
-    "--difficulty",
-    default="p3",
-    show_default=True,
-    help="p3 (the paper's), nll (nats per token) or ifd (after score --ifd).",
-)
-@click.option(
-    "--quality",
-    type=click.Choice(["harder", "easier", "none"]),
-    default="harder",
-    show_default=True,
-    help="Which of the eligible rows the DPP prefers.",
-)
-@click.option(
-    "--quality-weight", type=float, default=1.0, show_default=True, help="Exponent of quality: 0 for diversity alone."
-)
-@click.option("--selector", default="dpp", show_default=True, help="dpp, topk, uniform, or module:function.")
-@click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]")
+@SELECTING
 @SEED
 @OVERWRITE
 @JSON
@@ -228,6 +252,50 @@ def export(as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
+@click.argument("data", nargs=-1, required=True)
+@RUN
+@click.option("--model", required=True, metavar="M", help="The policy that enters the first epoch.")
+@click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
+@click.option("--budget", required=True, metavar="K", help="Rows of an epoch: a count, or of the dataset: 20%.")
+@click.option(
+    "--train",
+    required=True,
+    metavar="COMMAND",
+    help="Trains on {data} (or {index}) from {model} and leaves weights in {out}; also {epoch}, {epochs}, {seed}.",
+)
+@click.option("--to", default="jsonl", show_default=True, help="How {data} is written: jsonl, parquet or trl.")
+@click.option("--encoder", metavar="M", help="Embeds the rows first, where the run folder has no embeddings.")
+@SCORING
+@SELECTING
+@SEED
+@COLUMN
+@JSON
+def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Run a whole training by any command.
+
+    Score, select, run the command on the selected rows, take its weights as the next policy: for every epoch. Given
+    again, it goes on where it was.
+
+    \b
+    p3select loop train.parquet --run runs/a --model M --encoder E --epochs 3 --budget 20% \\
+        --train 'python train.py --model {model} --data {data} --out {out}'
+    """
+    _scorer(options)
+    names = ("scorer", "options", "actions", "max_length", "truncate", "ifd")
+    scoring = {name: options.pop(name) for name in names}
+    scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
+    names = ("pace", "difficulty", "quality", "quality_weight", "selector", "scale")
+    selecting = {name: options.pop(name) for name in names}
+    done = p3select.loop(list(data), scoring=scoring, selecting=selecting, show_progress=True, **options)
+    if as_json:
+        _print({"epochs": done}, as_json)
+        return
+    from p3select import tables
+
+    tables.epochs(done)
+
+
+@cli.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Where everything goes.")
 @click.option("--data", metavar="FILE", help="Your rows. [default: an excerpt of GSM8K]")
 @click.option("--model", metavar="M", help="Your policy. [default: SmolLM2-135M-Instruct]")
@@ -251,6 +319,17 @@ def demo(as_json: bool, **options: Any) -> None:
     result = plugins.find("demo", "demo", {"demo": ("p3select.demo:demo", "trl,report")})(**options, show=not as_json)
     if as_json:
         _print(result, as_json)
+
+
+def _scorer(options: dict[str, Any]) -> None:
+    """--option and --server as a scorer's name and options."""
+    options["options"] = _pairs("--option", options["options"], "dtype=bfloat16")
+    server = options.pop("server")
+    if server is not None:
+        if options["scorer"] not in ("auto", "server"):
+            raise InputError(f"--server goes with --scorer server, not {options['scorer']}")
+        options["scorer"] = "server"
+        options["options"]["server"] = server
 
 
 def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from p3select import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from p3select.index import Selection
@@ -61,6 +61,28 @@ def selection(chosen: Selection, path: Path) -> None:
     out.print(table)
     if about["diversity"] is not None:
         out.print(diversity(about["diversity"]))
+
+
+def epochs(done: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each epoch of a loop."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("epoch", "λ", "eligible", "selected", "difficulty, all", "selected", "scoring", "training", "weights"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    for one in done:
+        table.add_row(
+            str(one["epoch"]),
+            f"{one['lam']:.4f}",
+            f"{one['eligible']:,}",
+            f"{one['selected']:,}",
+            f"{one['difficulty_all']:.4f}",
+            f"{one['difficulty_selected']:.4f}",
+            *(
+                progress.left(one[name]) if one[name] else "done before"
+                for name in ("seconds_scoring", "seconds_training")
+            ),
+            one["out"],
+        )
+    console().print(table)
 
 
 def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
