@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import string
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,8 +139,8 @@ def _train(run: Run, epoch: int, to: str, command: str, places: Mapping[str, str
     if show:
         progress.say(f"epoch {places['epoch']} of {places['epochs']}: {command}")
     clock = time.monotonic()
-    # stdout is for results.
-    code = subprocess.run(command, shell=True, stdout=sys.stderr, check=False).returncode
+    # To stderr: stdout is for results.
+    code = subprocess.run(command, shell=True, stdout=2, check=False).returncode
     if code:
         raise P3Error(
             f"epoch {epoch}: the command ended with {code}: {command}; mend it and give the same call again: what is "
