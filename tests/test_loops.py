@@ -100,7 +100,7 @@ import sys, json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model, data, out = sys.argv[1:]
 tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-optimizer = torch.optim.SGD(network.parameters(), 0.05)
+optimizer = torch.optim.AdamW(network.parameters(), 5e-5)
 for line in open(data):
     row = json.loads(line)
     ids = tokenizer(row["prompt"] + row["completion"], return_tensors="pt")["input_ids"][:, :64]
