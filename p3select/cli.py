@@ -112,7 +112,12 @@ SELECTING = _together(
         show_default=True,
         help="Exponent of quality: 0 for diversity alone.",
     ),
-    click.option("--selector", default="dpp", show_default=True, help="dpp, topk, uniform, or module:function."),
+    click.option(
+        "--selector",
+        default="auto",
+        show_default=True,
+        help="dpp, dpp-local, kdpp, topk, uniform, module:function; auto: dpp where it fits, else dpp-local.",
+    ),
     click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]"),
 )
 

@@ -11,9 +11,10 @@ from p3select import __version__, difficulties, embeddings, index, kernel, paces
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
+from p3select.selectors.dpp import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -35,7 +36,7 @@ def select(
     difficulty: str = "p3",
     quality: str = "harder",
     quality_weight: float = 1.0,
-    selector: str | Callable[..., Any] = "dpp",
+    selector: str | Callable[..., Any] = "auto",
     scale: float | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -54,7 +55,9 @@ def select(
         difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
         quality_weight: The exponent of q: 0 for diversity alone, large for plain top-q.
-        selector: ``dpp``, ``topk``, ``uniform``, another name (see :mod:`p3select.selectors`), or a function.
+        selector: ``auto`` (``dpp`` where it fits time and memory, else ``dpp-local``: see
+            :func:`p3select.selectors.dpp.choose`), ``dpp``, ``dpp-local``, ``kdpp``, ``topk``, ``uniform``, another
+            name (see :mod:`p3select.selectors`), or a function.
         scale: h of S_ij = exp((cos_ij − 1) / h); None for the rule of :func:`p3select.kernel.scale`.
         seed: For selectors that draw.
         overwrite: Replace an index of this epoch that was made otherwise.
@@ -68,7 +71,7 @@ def select(
         MismatchError: The index of this epoch is there and was made otherwise.
     """
     run = run if isinstance(run, Run) else Run(run)
-    function = _checked(selector, quality, quality_weight, seed)
+    function = _checked("dpp" if selector == "auto" else selector, quality, quality_weight, seed)
     percentile = paces.pace(epoch, epochs, pace)
     wanted = budget_rows(budget, int(run.info()["dataset"]["rows"]))
     table = scores.read(run, epoch)
@@ -93,6 +96,13 @@ def select(
         # A new draw each epoch from the one seed.
         options["seed"] = (seed, epoch)
     k = min(wanted, len(eligible))
+    reason = None
+    if selector == "auto":
+        assert vectors is not None  # the scale has asked for them
+        selector, reason = choose(len(eligible), vectors.shape[1], k)
+        function = selectors.find(selector)
+    if selector == "dpp":
+        options["method"] = "dpp"
     picked, gains = _picked(function, name_of(selector), (vectors, q, k), options)
 
     selection = Selection(
@@ -134,6 +144,8 @@ def select(
             "difficulty_all": float(values.mean()),
             "difficulty_eligible": float(values_eligible.mean()),
             "difficulty_selected": float(values_eligible[picked].mean()),
+            "selector_reason": reason,
+            "accuracy": _accuracy(selector, vectors, q, picked, gains, options),
             "overlap_top": _overlap(picked, _top(q, k)),
             "overlap_before": _overlap_before(run, epoch, eligible[picked]),
             "diversity": None if vectors is None or h is None else _compared(vectors, q, picked, h, seed),
@@ -211,6 +223,22 @@ def _picked(
             f"where {k} distinct row numbers from 0 to {len(q) - 1} and as many gains are due"
         )
     return picked.astype(np.int64), gains.astype(np.float64)
+
+
+def _accuracy(
+    selector: str | Callable[..., Any],
+    vectors: NDArray[np.float32] | None,
+    q: NDArray[np.float64],
+    picked: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    options: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """How far the gains of ``dpp-local`` are from the true ones; None for others."""
+    if selector != "dpp-local" or vectors is None or not gains.any():
+        return None
+    from p3select.selectors.dpp_local import accuracy
+
+    return accuracy(vectors, q, picked, gains, scale=options["scale"])
 
 
 def _checked(selector: str | Callable[..., Any], quality: str, weight: float, seed: int) -> Callable[..., Any]:

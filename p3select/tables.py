@@ -50,7 +50,15 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("rows scored", f"{about['rows'] - sum(about['unscored'].values()):,}{part}{unscored}")
     table.add_row("budget", str(meta["budget"]))
     table.add_row("eligible", f"{meta['eligible']:,}")
-    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{_shortage(meta)}")
+    why = f" ({about['selector_reason']})" if about["selector_reason"] else ""
+    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{why}{_shortage(meta)}")
+    if about["accuracy"] is not None:
+        found = about["accuracy"]
+        sure = f" ± {found['error']:.3f}" if found["error"] else ""
+        table.add_row(
+            "log det per pick",
+            f"{found['log_gain']:.3f}{sure}; by the gains, which know the nearest picks alone, {found['claimed']:.3f}",
+        )
     for part in ("all", "eligible", "selected"):
         table.add_row(f"mean difficulty, {part}", f"{about[f'difficulty_{part}']:.4f}")
     table.add_row("same rows as plain top quality", f"{about['overlap_top']:.0%}")
@@ -100,7 +108,7 @@ def _shortage(meta: Mapping[str, Any]) -> str:
     text = ""
     if meta["shortfall"]:
         text += f"; {meta['shortfall']:,} fewer than the budget, as no more rows are eligible"
-    if meta["selector"] == "dpp" and meta["dependent"]:
+    if meta["selector"] in ("dpp", "dpp-local") and meta["dependent"]:
         text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text
 

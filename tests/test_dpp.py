@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from p3select import kernel
 from p3select.errors import InputError
-from p3select.selectors.dpp import TIE, VARIANCE_FLOOR, dpp
+from p3select.selectors import dpp as algorithm
+from p3select.selectors.dpp import TIE, VARIANCE_FLOOR, dpp, needed_bytes
 from p3select.selectors.topk import topk
 
 
@@ -36,6 +39,47 @@ def full_kernel(x, q, h):
 
 def determinant(matrix, rows):
     return np.linalg.det(matrix[np.ix_(rows, rows)]) if rows else 1.0
+
+
+def plain(x, q, k, h):
+    """The greedy of Chen et al. (2018) in float64, each row brought up to date at each pick."""
+    x = kernel.unit_rows(x)
+    n = len(x)
+    factor, variance, left = np.empty((k, n)), np.ones(n), np.ones(n, dtype=bool)
+    rows, gains = np.empty(k, np.int64), np.zeros(k)
+    for t in range(k):
+        gain = np.where(left & (variance > VARIANCE_FLOOR), np.square(q) * variance, 0.0)
+        if gain.max() == 0:
+            rest = np.flatnonzero(left)
+            rows[t:] = rest[np.argsort(-q[rest], kind="stable")[: k - t]]
+            break
+        row = rows[t] = np.argmax(gain >= gain.max() * (1.0 - TIE))
+        gains[t], left[row] = gain[row], False
+        factor[t] = kernel.similarity(x, row, h) - factor[:t, row] @ factor[:t]
+        factor[t] /= np.sqrt(variance[row])
+        variance -= np.square(factor[t])
+    return rows, gains
+
+
+def kinds(rng, kind, n, d):
+    """Embeddings and quality of one kind each: what makes a lazy greedy err."""
+    x, q = rng.standard_normal((n, d)), rng.beta(5, 2, n)
+    match kind:
+        case "groups":
+            x = rng.standard_normal((n // 10 + 1, d))[rng.integers(0, n // 10 + 1, n)] + 0.05 * x
+        case "copies":
+            x = rng.standard_normal((n // 4 + 1, d))[rng.integers(0, n // 4 + 1, n)]
+        case "nearly copies":
+            some = rng.uniform(size=(n, 1)) < 0.5
+            x = rng.standard_normal((n // 4 + 1, d))[rng.integers(0, n // 4 + 1, n)] + 1e-4 * some * x
+        case "equal quality":
+            q = np.ones(n)
+        case "few qualities":
+            q = np.round(q, 1)
+    return unit(x), q
+
+
+KINDS = ["random", "groups", "copies", "nearly copies", "equal quality", "few qualities"]
 
 
 small = {
@@ -232,7 +276,7 @@ def test_bad_embeddings_are_refused_with_their_row(row, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "dpp-local"}, r"unknown method 'dpp-local': there are auto, dpp$"),
+        ({"method": "best"}, r"unknown method 'best': there are auto, dpp, dpp-local$"),
         ({"scale": 0.0}, "scale 0.0"),
         ({"scale": -1.0}, "scale -1.0"),
         ({"scale": np.nan}, "scale nan"),
@@ -250,8 +294,8 @@ def test_bad_options_are_refused(changed, message):
 
 def test_what_does_not_fit_in_memory_is_refused_before_it_is_tried():
     x = np.broadcast_to(np.float32([1, 0]), (2_000_000, 2))
-    with pytest.raises(InputError, match=r"k = 1000000 from 2000000 rows needs 16000\.0 GB, and .* available"):
-        dpp(x, np.ones(2_000_000), 1_000_000)
+    with pytest.raises(InputError, match=r"k = 1000000 from 2000000 rows needs 200\d\d\.\d GB, and .* available"):
+        dpp(x, np.ones(2_000_000), 1_000_000, method="dpp")
 
 
 def test_paper_defect_2_constant_features_are_seen():
@@ -276,11 +320,32 @@ def test_paper_defect_3_more_picks_than_dimensions_are_not_noise():
     assert np.log(gains).sum() == pytest.approx(log_det.logabsdet, rel=1e-9)
 
 
+def refilled(x, q, k):
+    """Plain greedy on q_i q_j cos_ij, begun anew on the remainder whenever the rank is used up."""
+    left, picked = np.arange(len(x)), []
+    while len(picked) < k:
+        features = q[left, None] * x[left]
+        gains, taken = np.square(features).sum(1), []
+        while len(picked) + len(taken) < k and gains.max() > 1e-9:
+            best = int(gains.argmax())
+            direction = features[best] / np.linalg.norm(features[best])
+            features = features - np.outer(features @ direction, direction)
+            gains = np.square(features).sum(1)
+            gains[[*taken, best]] = -1
+            taken.append(best)
+        picked += left[taken].tolist()
+        left = np.delete(left, taken)
+    return np.array(picked)
+
+
 def test_paper_defect_4_a_budget_of_40_covers_40_clusters():
     for seed in range(5):
-        x, group = clusters(seed, groups=40, each=10)
-        rows, gains = dpp(x, np.random.default_rng(seed).uniform(0.5, 1, 400), 40)
+        x, group = clusters(seed, groups=40, each=10, d=16)
+        q = np.random.default_rng(seed).uniform(0.5, 1, 400)
+        rows, gains = dpp(x, q, 40)
         assert len(np.unique(group[rows])) == 40
+        # The released scheme does not: a linear kernel, whose rank is 16, and a new start on what is left.
+        assert len(np.unique(group[refilled(x, q, 40)])) < 40
         assert np.all(gains > 0)
 
 
@@ -323,6 +388,89 @@ def test_paper_defect_6_diversity_acts_on_real_embeddings(minilm, gsm8k):
     again = np.concatenate([encoder.encode([text], normalize_embeddings=True) for text in prompts[:4]])
     gains = dpp(np.concatenate([x[:20], again]), np.ones(24), 24)[1]
     np.testing.assert_array_equal(gains == 0, np.arange(24) >= 20)
+
+
+def assert_the_plain_greedy(x, q, k, h):
+    rows, gains = dpp(x, q, k, scale=h)
+    expected, expected_gains = plain(x, q, k, h)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(gains, expected_gains, rtol=1e-6, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(KINDS),
+    n=st.integers(2, 250),
+    d=st.sampled_from([2, 4, 32]),
+    h=st.sampled_from([0.05, 0.5, 1.0, 4.0]),
+    share=st.floats(0, 1),
+    slots=st.sampled_from([24, 10_000]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+@settings(deadline=None, max_examples=80)
+def test_picks_are_those_of_the_plain_greedy(seed, kind, n, d, h, share, slots, dtype):
+    """With all three levels at work on few rows: few finalists at a time, and slots that have to be given up."""
+    x, q = kinds(np.random.default_rng(seed), kind, n, d)
+    k = 1 + int(share * (n - 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithm, "UNFILTERED", 24)
+        patch.setattr(algorithm, "FINALISTS", 8)
+        patch.setattr(algorithm, "FINALIST_BYTES", 8 * k * slots)
+        patch.setattr(algorithm, "REFRESHED", 16)
+        patch.setattr(algorithm, "BLOCK", 8)
+        assert_the_plain_greedy(x.astype(dtype), q, k, h)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("h", [0.2, 1.0])
+def test_picks_of_3000_rows_are_those_of_the_plain_greedy(kind, h):
+    x, q = kinds(np.random.default_rng(16), kind, 3_000, 48)
+    assert_the_plain_greedy(x.astype(np.float32), q, 250, h)
+
+
+def test_a_margin_of_float32_that_was_too_narrow_is_widened(monkeypatch):
+    x, q = kinds(np.random.default_rng(17), "groups", 400, 16)
+    monkeypatch.setattr(algorithm, "UNFILTERED", 24)
+    greedy, margins = algorithm._greedy, []
+    monkeypatch.setattr(algorithm, "_greedy", lambda *given: margins.append(given[-1]) or greedy(*given))
+    monkeypatch.setattr(algorithm, "MARGIN", 1e-12)
+    assert_the_plain_greedy(x.astype(np.float32), q, 200, 1.0)
+    assert len(margins) > 1
+    assert margins == sorted(margins)
+
+
+@pytest.mark.slow
+def test_picks_of_real_embeddings_are_those_of_the_plain_greedy(minilm, shared_data, monkeypatch):
+    import polars as pl
+    from sentence_transformers import SentenceTransformer
+
+    prompts = pl.read_parquet(shared_data / "gsm8k_train.parquet").get_column("prompt").to_list()[:600]
+    x = SentenceTransformer(str(minilm), device="cpu").encode(prompts, normalize_embeddings=True)
+    q = np.random.default_rng(18).beta(5, 2, len(x))
+    monkeypatch.setattr(algorithm, "UNFILTERED", 64)
+    monkeypatch.setattr(algorithm, "FINALISTS", 16)
+    for h in (kernel.scale(x), 0.2):
+        assert_the_plain_greedy(x, q, 300, h)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of resident memory")
+def test_memory_is_within_what_is_stated():
+    measured = """
+import re
+import numpy as np
+from p3select.selectors.dpp import dpp
+x = np.random.default_rng(19).standard_normal((20_000, 64), dtype=np.float32)
+x /= np.linalg.norm(x, axis=1, keepdims=True)
+dpp(x[:3_000], np.ones(3_000), 20)
+status = lambda name: 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = status("VmRSS")
+dpp(x, np.ones(20_000), 1_000, scale=1.0)
+print(status("VmHWM") - before)
+"""
+    taken = int(subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True).stdout)
+    assert 4 * 20_000 * 64 < taken < needed_bytes(20_000, 64, 1_000)
 
 
 def test_paper_defect_13_n_by_n_is_never_formed():

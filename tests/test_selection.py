@@ -309,3 +309,33 @@ def test_embeddings_that_were_changed_are_noticed(run):
     run.embeddings.write_bytes(run.embeddings.read_bytes()[:5000])
     with pytest.raises(InputError, match="damaged"):
         p3select.select(run, epoch=1, epochs=5, budget=4)
+
+
+@pytest.mark.parametrize("selector", ["auto", "dpp", "dpp-local", "kdpp"])
+def test_every_dpp_is_a_selector(run, selector, tmp_path):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=20, selector=selector)
+    assert chosen.metadata["selector"] == ("dpp" if selector == "auto" else selector)
+    assert (chosen.summary["selector_reason"] is not None) == (selector == "auto")
+    # The index's own parameters make it again, the choice of auto among them.
+    before = run.index(1).read_bytes()
+    names = ("epoch", "epochs", "budget", "pace", "difficulty", "selector", "quality", "quality_weight", "seed")
+    p3select.select(run, **{name: chosen.metadata[name] for name in names}, overwrite=True)
+    assert run.index(1).read_bytes() == before
+    if selector == "dpp-local":
+        assert chosen.summary["accuracy"]["claimed"] >= chosen.summary["accuracy"]["log_gain"] - 1e-6
+    if selector == "kdpp":
+        other = p3select.select(run, epoch=1, epochs=5, budget=20, selector=selector, seed=1, overwrite=True)
+        assert set(other.rows) != set(chosen.rows)
+
+
+def test_auto_takes_dpp_local_where_dpp_would_not_fit(run, monkeypatch, capsys):
+    from p3select import tables
+    from p3select.selectors import dpp
+
+    monkeypatch.setattr(dpp, "AFFORDABLE", 1.0)
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=20)
+    assert chosen.metadata["selector"] == "dpp-local"
+    tables.selection(chosen, run.index(1))
+    printed = capsys.readouterr().out
+    assert "by dpp-local (exact would take about" in printed
+    assert "log det per pick" in printed

@@ -1,18 +1,28 @@
-"""Greedy MAP of a determinantal point process, exact, from the embeddings alone.
+"""Greedy MAP of a determinantal point process, exact, from the embeddings alone, without evaluating every row.
 
-Chen, Zhang & Zhou, "Fast greedy MAP inference for determinantal point process to improve recommendation
-diversity" (NeurIPS 2018, arXiv 1709.05135), algorithm 1, with two differences: rows of the kernel are made when
-a row is picked, so that n × n is never formed; and the Cholesky factor is that of S, not of L = diag(q) S diag(q),
-so that rounding does not depend on quality. Row i then has the gain q_i² c_i, where c_i is the variance of row i
-given the rows picked: 1 at the start, 0 for a copy of a picked row.
+Each step picks the row that multiplies det L most (Chen, Zhang & Zhou, NeurIPS 2018, arXiv 1709.05135, algorithm 1).
+The Cholesky factor kept is that of S, not of L = diag(q) S diag(q), so that rounding does not depend on quality: row i
+has the gain q_i² c_i, where c_i is its variance given the rows picked: 1 at the start, 0 for a copy of a picked row.
+
+c_i never rises, so a value that is out of date is an upper bound (Minoux 1978; for determinants Hemmi et al., NeurIPS
+2022, arXiv 2206.09074), and most rows are never brought up to date at all. There are three levels:
+
+- all rows have a bound; the rows of the highest bounds are brought up to date together by matrix products, in float32;
+- those that then are on top, the finalists, are computed in float64;
+- among the finalists, and against the bounds of all others, picks are made (:func:`_climb`) until another row's bound
+  is on top. A row of the middle level is brought up to date by single picks as far as that is needed to rule it out.
+
+float32 only rules out: a bound from it is raised by a margin, eight times the largest error seen in any row that was
+computed both ways. Every pick, tie and gain is decided in float64, so that the picks are those of the plain greedy.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-METHODS = ("auto", "dpp")
+METHODS = ("auto", "dpp", "dpp-local")
 
 VARIANCE_FLOOR = 1e-10
 """Conditional variance, relative to that before any pick, below which a row counts as a copy of those picked.
@@ -37,6 +47,27 @@ with S = 1 − 1e-9 are still told apart.
 TIE = 1e-10
 """Gains that agree to this fraction are a tie: less than that is rounding, which depends on a row's position."""
 
+MARGIN = 4e-6
+"""By how much a variance in float32 is raised to make a bound of it, at first; times 1 + 1/h."""
+
+AFFORDABLE = 2e13
+"""n k (k + 2 d) up to which ``auto`` takes the exact greedy: about a minute or two on two cores."""
+
+BLOCK = 128
+"""Picks whose columns are computed by one matrix product."""
+
+UNFILTERED = 2_048
+"""Rows up to which all is done in float64."""
+
+FINALISTS = 128
+"""Rows brought up to date in float64 at a time."""
+
+FINALIST_BYTES = 2**28
+"""Room for the columns of finalists, of which there is room for ``UNFILTERED`` rows at least."""
+
+REFRESHED = 2_048
+"""Rows of one matrix product."""
+
 
 def dpp(
     embeddings: ArrayLike,
@@ -45,7 +76,7 @@ def dpp(
     *,
     scale: float | None = None,
     method: str = "auto",
-    seed: int | Sequence[int] = 0,  # noqa: ARG001 (of the contract; nothing is drawn here)
+    seed: int | Sequence[int] = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows that greedily maximise log det L_S, L_ij = q_i q_j exp((cos_ij − 1) / scale).
 
@@ -63,14 +94,15 @@ def dpp(
         k: 1 ≤ k ≤ n.
         scale: h of the similarity, > 0; the larger, the farther rows repel each other. None: the data's own, by
             :func:`p3select.kernel.scale`.
-        method: ``dpp``, exact; ``auto`` takes it too.
-        seed: For methods that draw. The exact greedy draws nothing.
+        method: ``dpp``, exact; ``dpp-local``, approximate, for any n: all said here holds for ``dpp``, and
+            :func:`p3select.selectors.dpp_local.dpp_local` says what holds for the other; ``auto``: :func:`choose`.
+        seed: For ``dpp-local``. The exact greedy draws nothing.
 
     Returns:
         (rows, gains): (k,) int64 in the order picked, and (k,) float64 det L_S after / before each pick, which
         never rise. The sum of their logarithms is log det L_S (−∞ once rows were filled).
 
-        Time is O(n k (k + d)); memory 8 n (k + d) bytes: 0.2 GB for 20,000 rows, k = 1,000, d = 384.
+        Memory is at most that of :func:`needed_bytes`: 0.4 GB for 20,000 rows, k = 1,000, d = 384.
 
     Raises:
         InputError: Embeddings or quality that cannot be used (the message names the row), k outside 1…n, a scale
@@ -81,52 +113,403 @@ def dpp(
     if embeddings is None:
         raise InputError("dpp needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
     q, k = checked(quality, k)
-    if np.shape(embeddings)[:1] != q.shape:
-        raise InputError(f"{np.shape(embeddings)[:1]} rows of embeddings, but {q.size} of quality")
-    _afford(q.size, k, np.shape(embeddings)[-1])
-    unit = kernel.unit_rows(embeddings)
-    h = kernel.scale(unit) if scale is None else float(scale)
+    shape = np.shape(embeddings)
+    if shape[:1] != q.shape:
+        raise InputError(f"{shape[:1]} rows of embeddings, but {q.size} of quality")
+    if method == "auto" and len(shape) == 2:
+        method, _ = choose(*shape, k)
+    if method == "dpp-local":
+        from p3select.selectors.dpp_local import dpp_local  # it builds on this module
+
+        return dpp_local(embeddings, q, k, scale=scale, seed=seed)
+    afford("dpp", needed_bytes(q.size, shape[-1], k), k, q.size, "selector dpp-local")
+    x = np.asarray(embeddings)
+    if x.dtype != np.float32:
+        x = x.astype(np.float64)
+    unit = kernel.unit_rows(x, np.float32)
+    h = checked_scale(x, scale)
+    margin = MARGIN * (1.0 + 1.0 / h)
+    while True:
+        rows, gains, wrong = _greedy(x, unit, q, k, h, margin)
+        if wrong <= 0:
+            return filled(rows, gains, q, k)
+        # A float32 value was off by more than its margin: what it ruled out may have been wrong.
+        margin = wrong
+
+
+def choose(n: int, d: int, k: int) -> tuple[str, str]:
+    """What the method ``auto`` takes, and why: ``dpp`` where it fits the memory left and a minute or two.
+
+    Args:
+        n: Rows.
+        d: Dimensions.
+        k: Rows to pick.
+
+    Returns:
+        (method, reason): ``dpp`` or ``dpp-local``, and a phrase for people.
+    """
+    need, left, work = needed_bytes(n, d, k), _memory(), float(n) * k * (k + 2 * d)
+    if left is not None and need > left:
+        return "dpp-local", f"exact would take up to {need / 1e9:.1f} GB, and {left / 1e9:.1f} GB are available"
+    if work > AFFORDABLE:
+        return "dpp-local", f"exact would take about {work / AFFORDABLE:.1f} times as long as is deemed bearable"
+    return "dpp", f"exact takes at most {need / 1e9:.1f} GB"
+
+
+def checked_scale(embeddings: ArrayLike, scale: float | None) -> float:
+    """The scale given, or that of the data.
+
+    Raises:
+        InputError: It is not positive and finite.
+    """
+    h = kernel.scale(embeddings) if scale is None else float(scale)
     if not (h > 0 and math.isfinite(h)):
         raise InputError(f"scale {h} must be > 0 and finite")
-    return _greedy(unit, q, k, h)
+    return h
+
+
+class _Level(NamedTuple):
+    """The Cholesky factor of S over the rows picked, and the columns of other rows, in one precision."""
+
+    columns: NDArray[Any]  # (slots, k): row i holds C⁻¹ S_(picked, i) as far as it was computed
+    seen: NDArray[np.int64]  # (slots,): how far
+    variance: NDArray[np.float64]  # (slots,): 1 − the squares of the columns seen
+    factor: NDArray[Any]  # (k, k): C, of which the lower triangle counts
+    inverse: NDArray[Any]  # (k, BLOCK): the inverses of the blocks on the diagonal of C
+    picked: NDArray[Any]  # (k, d): the rows picked
+
+
+def _level(slots: int, k: int, d: int, dtype: type) -> _Level:
+    return _Level(
+        reserved(slots, k, dtype),
+        np.zeros(slots, np.int64),
+        np.ones(slots),
+        reserved(k, k, dtype),
+        np.zeros((-(-k // BLOCK) * BLOCK, BLOCK), dtype),
+        np.empty((k, d), dtype),
+    )
+
+
+def reserved(rows: int, columns: int, dtype: type) -> NDArray[Any]:
+    """An array of which only the pages written to take memory.
+
+    Not ``np.empty``: numpy asks for huge pages, of which a few numbers here and there fill all.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    size = rows * columns * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size, **private), dtype).reshape(rows, columns)
 
 
 def _greedy(
-    unit: NDArray[np.float64], q: NDArray[np.float64], k: int, h: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    n = len(unit)
-    factor = np.empty((k, n))  # row t: column t of the Cholesky factor of S, over all n rows
-    variance = np.ones(n)
+    x: NDArray[Any], unit: NDArray[np.float32], q: NDArray[np.float64], k: int, h: float, margin: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
+    """Picks and gains up to k or the rank; and 0, or a margin that would have been enough where this one was not."""
+    n, d = x.shape
     squared = np.square(q)
-    rows = np.empty(k, np.int64)
-    gains = np.zeros(k)
-    left = np.ones(n, dtype=bool)
-    for t in range(k):
-        gain = np.where(left & (variance > VARIANCE_FLOOR), squared * variance, 0.0)
-        best = gain.max()
-        if best == 0:
-            rest = np.flatnonzero(left)
-            rows[t:] = rest[np.argsort(-q[rest], kind="stable")[: k - t]]
+    squared[kernel.second_copies(x, q)] = 0.0
+    filtered = n > UNFILTERED
+    coarse = _level(n if filtered else 1, k, d, np.float32)
+    fine = _level(_slots(n, k), k, d, np.float64)
+    unit64 = np.empty((len(fine.seen), d))
+    slot, owner = np.full(n, -1), np.full(len(fine.seen), -1)
+    cap = np.ones(n)  # what float64 says of the variance
+    rows, gains = np.empty(k, np.int64), np.zeros(k)
+
+    def bounds(of: NDArray[np.int64] | slice) -> NDArray[np.float64]:
+        return squared[of] * (np.minimum(cap[of], coarse.variance[of] + margin) if filtered else cap[of])
+
+    t, batch = 0, 256
+    while t < k:
+        top, beyond, lowest = highest(bounds(slice(None)), batch)
+        if not top.size:
             break
-        row = int(np.argmax(gain >= best * (1.0 - TIE)))
-        rows[t], gains[t], left[row] = row, gain[row], False
-        if t + 1 < k:
-            column = factor[t]
-            column[:] = kernel.similarity(unit, row, h)
-            column -= factor[:t, row] @ factor[:t]
-            column /= math.sqrt(variance[row])
-            variance -= np.square(column)
-    return rows, gains
+        if filtered:
+            stale = top[slot[top] < 0]
+            _refresh(coarse, stale, unit, beyond / squared[stale] - margin, t, h)
+        before, missing = t, int(bounds(top).argmax())
+        while missing >= 0 and t < k:
+            wanted = bounds(top)
+            wanted[missing] = np.inf
+            chosen = top[highest(wanted, FINALISTS)[0]] if filtered else top
+            new = _seat(chosen, slot, owner, squared * cap)
+            unit64[slot[new]] = kernel.unit_rows(x[new])
+            fine.seen[slot[new]], fine.variance[slot[new]] = 0, 1.0
+            _refresh(fine, slot[chosen], unit64, np.zeros(len(chosen)), t, h)
+            cap[chosen] = _alive(fine.variance[slot[chosen]])
+            both = new[coarse.seen[new] == t] if filtered else new[:0]
+            error = fine.variance[slot[both]] - coarse.variance[both]
+            if (error > margin).any():
+                return rows, gains, 8.0 * float(error.max())
+            margin = max(margin, 8.0 * float(np.abs(error).max(initial=0.0)))
+            now, missing = _climb(
+                *(top, bounds(top), slot[top], squared[top], beyond, lowest, rows, gains, t, h, margin),
+                *(unit, coarse, unit64, fine),
+            )
+            seated = top[slot[top] >= 0]
+            cap[seated] = _alive(fine.variance[slot[seated]])
+            picked = rows[t:now]
+            cap[picked] = 0.0
+            owner[slot[picked]] = slot[picked] = -1
+            _invert(fine, coarse, t, now)
+            t = now
+        batch = _next_batch(batch, t - before, n)
+    return rows[:t], gains[:t], 0.0
 
 
-def _afford(n: int, k: int, d: int) -> None:
-    """Refuse what would not fit: an allocation that is too large may end the process without a message."""
-    need = 8 * n * (k + d)
-    limit = _memory()
-    if limit is not None and need > limit:
+def _alive(variance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(variance > VARIANCE_FLOOR, variance, 0.0)
+
+
+def _next_batch(batch: int, picks: int, n: int) -> int:
+    """Rows of the next round: for 128 to 512 picks a round, so that matrix products are large enough."""
+    if picks == 0:
+        return 2 * batch
+    if picks < 128:
+        return max(batch, min(batch * 3 // 2, n // 3))
+    return batch * 3 // 4 if picks >= 512 else batch
+
+
+def highest(bound: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], float, int]:
+    """The places of the highest bounds above 0, the lower place of equals first, and what is best beyond them.
+
+    Returns:
+        (places, beyond, lowest): at most ``count`` places, ascending; the highest bound at another place, and the
+        lowest other place whose bound ties with it.
+    """
+    places = np.flatnonzero(bound > 0)
+    if len(places) <= count:
+        return places, 0.0, len(bound)
+    values = bound[places]
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    taken = values > least
+    taken[np.flatnonzero(values == least)[: count - np.count_nonzero(taken)]] = True
+    others = values[~taken]
+    beyond = float(others.max())
+    return places[taken], beyond, int(places[~taken][np.argmax(others >= beyond * (1.0 - 2.0 * TIE))])
+
+
+def _seat(
+    chosen: NDArray[np.int64], slot: NDArray[np.int64], owner: NDArray[np.int64], gain: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Give a slot to every chosen row that has none, taking it from the least promising rows where none is free."""
+    new = chosen[slot[chosen] < 0]
+    free = np.flatnonzero(owner < 0)
+    if len(free) < len(new):
+        worth = np.where(np.isin(owner, chosen), np.inf, np.where(owner < 0, -1.0, gain[owner]))
+        free = np.argsort(worth, kind="stable")[: len(new)]
+        gone = owner[free]
+        slot[gone[gone >= 0]] = -1
+    slot[new] = free[: len(new)]
+    owner[slot[new]] = new
+    return new
+
+
+def _refresh(
+    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, h: float
+) -> None:
+    """Compute the columns of some rows up to the pick t, or until a row's variance is below ``enough``."""
+    order = np.argsort(level.seen[slots], kind="stable")
+    order = order[level.seen[slots[order]] < t]
+    for part in range(0, len(order), REFRESHED):
+        some = order[part : part + REFRESHED]
+        _refresh_some(level, slots[some], unit[slots[some]], enough[some], t, h)
+
+
+def _refresh_some(
+    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, h: float
+) -> None:
+    """The same of rows in the order in which they were seen, by products of matrices that fit in a cache."""
+    seen = level.seen[slots]
+    known = level.columns[slots, :t]
+    stop = int(seen[0])
+    while stop < t:
+        start, stop = stop, min(stop // BLOCK * BLOCK + BLOCK, t)
+        rows = int(np.searchsorted(seen, stop))  # those that lack a column of this block
+        block = kernel.similarities(unit[:rows], level.picked[start:stop], h)
+        if start:
+            block -= known[:rows, :start] @ level.factor[start:stop, :start].T
+        inside = start % BLOCK
+        block = block @ level.inverse[start:stop, inside : inside + stop - start].T
+        known[:rows, start:stop] = block
+        level.columns[slots[:rows], start:stop] = block
+        part = int(np.searchsorted(seen, start, side="right"))
+        block[part:][np.arange(start, stop) < seen[part:rows, None]] = 0.0
+        level.variance[slots[:rows]] -= np.einsum("ij,ij->i", block, block, dtype=np.float64)
+        level.seen[slots[:rows]] = seen[:rows] = stop
+        left = level.variance[slots] >= enough
+        if stop < t and 4 * np.count_nonzero(left[:rows]) < 3 * rows:
+            slots, unit, enough, seen, known = slots[left], unit[left], enough[left], seen[left], known[left]
+
+
+def _invert(fine: _Level, coarse: _Level, before: int, t: int) -> None:
+    """Bring the inverses of the diagonal blocks up to date with the picks from ``before`` to t."""
+    for start in range(before // BLOCK * BLOCK, t, BLOCK):
+        stop = min(start + BLOCK, t)
+        triangle = np.tril(fine.factor[start:stop, start:stop])
+        inverse = np.linalg.solve(triangle, np.eye(stop - start))
+        fine.inverse[start:stop, : stop - start] = inverse
+        coarse.inverse[start:stop, : stop - start] = inverse
+
+
+@kernel.compiled
+def dot(a: NDArray[Any], b: NDArray[Any]) -> Any:
+    """The product of two vectors, summed in their own precision."""
+    total = a.dtype.type(0)
+    for i in range(len(a)):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel.compiled
+def _extend(level: _Level, slot: int, unit: NDArray[Any], enough: float, t: int, h: float) -> None:
+    """At least one more column of a row, up to the pick t, or until its variance is below ``enough``."""
+    columns, seen = level.columns[slot], level.seen[slot]
+    while True:
+        s = math.exp(min(dot(unit, level.picked[seen]) - 1.0, 0.0) / h)
+        columns[seen] = (s - dot(columns[:seen], level.factor[seen, :seen])) / level.factor[seen, seen]
+        level.variance[slot] -= columns[seen] * columns[seen]
+        seen += 1
+        if seen == t or level.variance[slot] < enough:
+            break
+    level.seen[slot] = seen
+
+
+@kernel.compiled
+def _append(coarse: _Level, fine: _Level, slot: int, unit: NDArray[np.float64], t: int) -> None:
+    """Make a finalist the pick t of both factors."""
+    fine.columns[slot, t] = math.sqrt(fine.variance[slot])
+    for i in range(t + 1):
+        fine.factor[t, i] = coarse.factor[t, i] = fine.columns[slot, i]
+    for i in range(len(unit)):
+        fine.picked[t, i] = coarse.picked[t, i] = unit[i]
+
+
+@kernel.compiled
+def first(bounds: NDArray[np.float64], peaks: NDArray[np.float64], least: float) -> int:
+    """The first place whose bound is at least that."""
+    block = 0
+    while peaks[block] < least:
+        block += 1
+    place = block * 64
+    while bounds[place] < least:
+        place += 1
+    return place
+
+
+@kernel.compiled
+def lower(bounds: NDArray[np.float64], peaks: NDArray[np.float64], place: int, bound: float) -> None:
+    """Give a place its new bound."""
+    bounds[place] = bound
+    block = place // 64
+    peaks[block] = 0.0
+    for other in range(block * 64, min(block * 64 + 64, len(bounds))):
+        peaks[block] = max(peaks[block], bounds[other])
+
+
+@kernel.compiled
+def _climb(
+    top: NDArray[np.int64],
+    bounds: NDArray[np.float64],
+    slot: NDArray[np.int64],
+    squared: NDArray[np.float64],
+    beyond: float,
+    lowest: int,
+    rows: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    t: int,
+    h: float,
+    margin: float,
+    unit: NDArray[np.float32],
+    coarse: _Level,
+    unit64: NDArray[np.float64],
+    fine: _Level,
+) -> tuple[int, int]:
+    """Pick while it is certain which row is best.
+
+    ``top`` are rows, ascending, each with its bound, its slot among the finalists (−1: none) and its squared quality;
+    ``beyond`` is the highest bound of all other rows, ``lowest`` the first of those that reach it. Picks and gains
+    are written from t on, and so are the factors.
+
+    Returns:
+        (t, missing): picks so far; and the place of the row that has to become a finalist before there can be more,
+        or −1 where it is the other rows' bounds that are in the way.
+    """
+    peaks = np.zeros((len(top) + 63) // 64)  # the highest bound of every 64 places
+    for place in range(len(top)):
+        peaks[place // 64] = max(peaks[place // 64], bounds[place])
+    lead = 0.0  # the highest gain known to be up to date
+    while t < len(rows):
+        best = 0.0
+        for peak in peaks:
+            best = max(best, peak)
+        if best == 0.0 or beyond > best:
+            return t, -1
+        least = best
+        place = first(bounds, peaks, least)
+        if slot[place] >= 0 and fine.seen[slot[place]] == t:
+            # It is the best; the lowest row that may tie with it goes first.
+            least = best * (1.0 - TIE)
+            place = first(bounds, peaks, least)
+        row, seat, enough = top[place], slot[place], lead / squared[place]
+        if seat < 0:
+            if coarse.seen[row] == t:
+                return t, place
+            _extend(coarse, row, unit[row], enough - margin, t, h)
+            lower(bounds, peaks, place, min(bounds[place], squared[place] * (coarse.variance[row] + margin)))
+        elif fine.seen[seat] < t:
+            _extend(fine, seat, unit64[seat], enough, t, h)
+            variance = fine.variance[seat] if fine.variance[seat] > VARIANCE_FLOOR else 0.0
+            lower(bounds, peaks, place, squared[place] * variance)
+            if fine.seen[seat] == t:
+                lead = max(lead, bounds[place])
+        elif beyond >= least and lowest < row:
+            return t, -1
+        else:
+            rows[t], gains[t] = row, bounds[place]
+            _append(coarse, fine, seat, unit64[seat], t)
+            lower(bounds, peaks, place, 0.0)
+            t += 1
+            lead = 0.0
+    return t, -1
+
+
+def filled(
+    rows: NDArray[np.int64], gains: NDArray[np.float64], q: NDArray[np.float64], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The picks, and what is still missing by quality, with gain 0."""
+    left = np.ones(len(q), dtype=bool)
+    left[rows] = False
+    rest = np.flatnonzero(left)
+    rest = rest[np.argsort(-q[rest], kind="stable")[: k - len(rows)]]
+    return np.concatenate([rows, rest]), np.concatenate([gains, np.zeros(len(rest))])
+
+
+def _slots(n: int, k: int) -> int:
+    return min(n, max(UNFILTERED, FINALIST_BYTES // (8 * k)))
+
+
+def needed_bytes(n: int, d: int, k: int) -> int:
+    """Memory that the exact greedy takes at most, in bytes, beside the embeddings.
+
+    The columns of every row in float32, of the finalists in float64, the Cholesky factor in both, and the rows that
+    a matrix product works on. Usually less than half of it is used.
+    """
+    filtered = n > UNFILTERED
+    columns = 4 * n * k * filtered + 8 * _slots(n, k) * (k + d) + 8 * REFRESHED * k
+    return 4 * n * d + columns + 12 * k * (k + d)
+
+
+def afford(name: str, need: int, k: int, n: int, remedy: str) -> None:
+    """Refuse what would not fit: an allocation that is too large may end the process without a message.
+
+    Raises:
+        InputError: More bytes are needed than are available.
+    """
+    left = _memory()
+    if left is not None and need > left:
         raise InputError(
-            f"dpp of k = {k} from {n} rows needs {need / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are available: "
-            "choose a smaller k or fewer rows"
+            f"{name} of k = {k} from {n} rows needs {need / 1e9:.1f} GB, and {left / 1e9:.1f} GB are available: "
+            f"choose {remedy}, a smaller k or fewer rows"
         )
 
 

