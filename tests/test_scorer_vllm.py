@@ -187,9 +187,9 @@ def test_provenance_and_length(scorer, reference):
 def test_rows_that_cannot_be_scored_are_named(scorer):
     two, one = np.array([7, 9], np.int32), np.array([1], np.int32)
     for ids, scored, message in (
-        (np.full(1025, 7, np.int32), one, "row 1 of the 2 to score: 1025 tokens, and the model takes 1024"),
-        (two, np.array([2], np.int32), "row 1 of the 2 to score: positions to score must be from 1 to 1"),
-        (np.array([7, 49152], np.int32), one, "row 1 of the 2 to score: token 49152, and the model has 0 to 49151"),
+        (np.full(1025, 7, np.int32), one, "row 1 of those to score: 1025 tokens, and the model takes 1024"),
+        (two, np.array([2], np.int32), "row 1 of those to score: positions to score must be from 1 to 1"),
+        (np.array([7, 49152], np.int32), one, "row 1 of those to score: token 49152, and the model has 0 to 49151"),
     ):
         with pytest.raises(InputError, match=message):
             scorer.score([two, ids], [one, scored], silent)
