@@ -113,6 +113,14 @@ SELECTING = _together(
         help="Exponent of quality: 0 for diversity alone.",
     ),
     click.option(
+        "--fresh",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="W",
+        help="Put back what earlier epochs picked: q times (1 − W) for each of them; 1: it comes last.",
+    ),
+    click.option(
         "--selector",
         default="auto",
         show_default=True,
@@ -289,8 +297,8 @@ def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     names = ("scorer", "options", "actions", "max_length", "truncate", "ifd")
     scoring = {name: options.pop(name) for name in names}
     scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
-    names = ("pace", "difficulty", "quality", "quality_weight", "selector", "scale")
-    selecting = {name: options.pop(name) for name in names}
+    chosen = ("pace", "difficulty", "quality", "quality_weight", "fresh", "selector", "scale")
+    selecting = {name: options.pop(name) for name in chosen}
     done = p3select.loop(list(data), scoring=scoring, selecting=selecting, show_progress=True, **options)
     if as_json:
         _print({"epochs": done}, as_json)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p3select import __version__, difficulties, embeddings, index, kernel, paces, scores, selectors, tokenised
+from p3select import (
+    __version__,
+    difficulties,
+    embeddings,
+    fingerprints,
+    index,
+    kernel,
+    paces,
+    scores,
+    selectors,
+    tokenised,
+)
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
@@ -36,6 +47,7 @@ def select(
     difficulty: str = "p3",
     quality: str = "harder",
     quality_weight: float = 1.0,
+    fresh: float = 0.0,
     selector: str | Callable[..., Any] = "auto",
     scale: float | None = None,
     seed: int = 0,
@@ -55,6 +67,8 @@ def select(
         difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
         quality_weight: The exponent of q: 0 for diversity alone, large for plain top-q.
+        fresh: How much a row that earlier epochs picked is put back, from 0 (not at all) to 1 (it comes last): its q is
+            multiplied by (1 − fresh) for each of them, so that diversity holds across epochs too.
         selector: ``auto`` (``dpp`` where it fits time and memory, else ``dpp-local``: see
             :func:`p3select.selectors.dpp.choose`), ``dpp``, ``dpp-local``, ``kdpp``, ``topk``, ``uniform``, another
             name (see :mod:`p3select.selectors`), or a function.
@@ -71,7 +85,7 @@ def select(
         MismatchError: The index of this epoch is there and was made otherwise.
     """
     run = run if isinstance(run, Run) else Run(run)
-    function = _checked("dpp" if selector == "auto" else selector, quality, quality_weight, seed)
+    function = _checked("dpp" if selector == "auto" else selector, quality, quality_weight, fresh, seed)
     percentile = paces.pace(epoch, epochs, pace)
     wanted = budget_rows(budget, int(run.info()["dataset"]["rows"]))
     table = scores.read(run, epoch)
@@ -84,6 +98,8 @@ def select(
     lam, mask = paces.eligible(values, percentile)
     eligible, values_eligible = scored[mask], values[mask]
     q = kernel.quality(values_eligible, quality, quality_weight, difficulty)
+    if fresh:
+        q *= (1.0 - fresh) ** _times_picked(run, epoch, int(run.info()["dataset"]["rows"]))[eligible]
 
     parameters = inspect.signature(function).parameters
     vectors, h, vectors_fingerprint = _vectors(run, eligible, required="scale" in parameters)
@@ -126,6 +142,8 @@ def select(
             "scale": options.get("scale"),
             "quality": quality,
             "quality_weight": quality_weight,
+            "fresh": fresh,
+            "earlier_fingerprints": [fingerprints.of_files(run.index(e)) for e in range(1, epoch)] if fresh else [],
             "seed": seed,
             "shortfall": wanted - k,
             "dependent": int(np.count_nonzero(gains == 0)),
@@ -241,7 +259,17 @@ def _accuracy(
     return accuracy(vectors, q, picked, gains, scale=options["scale"])
 
 
-def _checked(selector: str | Callable[..., Any], quality: str, weight: float, seed: int) -> Callable[..., Any]:
+def _times_picked(run: Run, epoch: int, rows: int) -> NDArray[np.int64]:
+    """How many of the epochs before picked each row of the dataset (rows,)."""
+    times = np.zeros(rows, np.int64)
+    for earlier in range(1, epoch):
+        times[index.read(run.index(earlier)).rows] += 1
+    return times
+
+
+def _checked(
+    selector: str | Callable[..., Any], quality: str, weight: float, fresh: float, seed: int
+) -> Callable[..., Any]:
     """The selector's function; options that would have no effect on it are refused."""
     function: Callable[..., Any] = selectors.find(selector) if isinstance(selector, str) else selector
     name = name_of(selector)
@@ -249,8 +277,10 @@ def _checked(selector: str | Callable[..., Any], quality: str, weight: float, se
         inspect.signature(function).bind(None, None, 1)
     except (TypeError, ValueError):
         raise InputError(f"selector {name!r}: no function of (embeddings, quality, k)") from None
-    if selector == "uniform" and (quality, weight) != ("harder", 1.0):
-        raise InputError("selector 'uniform' goes by no quality: leave quality and quality_weight out")
+    if not 0 <= fresh <= 1:
+        raise InputError(f"fresh {fresh}: from 0 to 1")
+    if selector == "uniform" and (quality, weight, fresh) != ("harder", 1.0, 0.0):
+        raise InputError("selector 'uniform' goes by no quality: leave quality, quality_weight and fresh out")
     if selector == "topk" and quality == "none":
         raise InputError("selector 'topk' with quality 'none' would take the first rows: choose another of the two")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

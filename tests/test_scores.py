@@ -167,6 +167,23 @@ def test_the_budget_is_said_before_the_work(tmp_path, gsm8k, tokenizer, capsys):
     assert now == "now"
 
 
+def test_auto_is_vllm_where_it_and_a_gpu_are_found(monkeypatch):
+    import torch
+
+    from p3select import scorers
+
+    for gpu, library, model, chosen in (
+        (True, True, "folder", "vllm"),
+        (True, True, "file.gguf", "transformers"),
+        (True, False, "folder", "transformers"),
+        (False, True, "folder", "transformers"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(scorers, "find_spec", lambda _, library=library: library or None)
+        assert scorers.choose("auto", model) == chosen
+        assert scorers.choose("server", model) == "server"
+
+
 @pytest.mark.parametrize("ifd", [False, True])
 def test_a_row_that_a_scorer_refuses_is_named_by_its_number_in_the_dataset(tmp_path, gsm8k, tokenizer, ifd):
     class Refuses(FakeScorer):

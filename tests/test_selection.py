@@ -288,6 +288,8 @@ def test_what_a_selector_gives_is_checked(run, selector):
         ({"selector": "uniform", "quality": "easier"}, "'uniform' goes by no quality"),
         ({"selector": "uniform", "quality_weight": 3.0}, "'uniform' goes by no quality"),
         ({"selector": "topk", "quality": "none"}, "'topk' with quality 'none'"),
+        ({"selector": "uniform", "fresh": 0.5}, "'uniform' goes by no quality"),
+        ({"fresh": 1.5}, "fresh 1.5: from 0 to 1"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 1.5}, "seed 1.5"),
         ({"budget": "inf%"}, "budget 'inf%'"),
@@ -339,3 +341,32 @@ def test_auto_takes_dpp_local_where_dpp_would_not_fit(run, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "by dpp-local (exact would take about" in printed
     assert "log det per pick" in printed
+
+
+def test_fresh_rows_come_first_and_coverage_rises(tmp_path, gsm8k, tokenizer):
+    covered = {}
+    for fresh in (0.0, 0.1, 1.0):
+        run = p3select.Run(tmp_path / str(fresh))
+        for epoch in range(1, 5):
+            p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), epoch=epoch)
+        p3select.embed(gsm8k, run, FakeEncoder())
+        if fresh:
+            with pytest.raises(InputError, match=r"epoch-001\.parquet: no index there"):
+                p3select.select(run, epoch=2, epochs=4, budget=40, fresh=fresh)
+        picked = [
+            p3select.select(run, epoch=e, epochs=4, budget=40, pace="constant:100", fresh=fresh).rows
+            for e in range(1, 5)
+        ]
+        covered[fresh] = len(np.unique(np.concatenate(picked)))
+        assert len(index.read(run.index(3)).metadata["earlier_fingerprints"]) == (2 if fresh else 0)
+    assert covered[0.0] < covered[0.1] <= covered[1.0] == 160
+
+
+def test_fresh_is_a_factor_of_quality_for_each_earlier_pick(run, gsm8k, tokenizer):
+    for epoch in (2, 3):
+        p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), epoch=epoch)
+    options = {"epochs": 3, "budget": 50, "pace": "constant:100"}
+    first, second = (set(p3select.select(run, epoch=e, fresh=0.25, **options).rows) for e in (1, 2))
+    third = p3select.select(run, epoch=3, fresh=0.25, **options)
+    times = np.array([(row in first) + (row in second) for row in third.rows])
+    np.testing.assert_allclose(third.quality, third.difficulty * 0.75**times)

@@ -56,6 +56,7 @@ def attach(
     difficulty: str = "p3",
     quality: str = "harder",
     quality_weight: float = 1.0,
+    fresh: float = 0.0,
     selector: str | Callable[..., Any] = "auto",
     scale: float | None = None,
     seed: int = 0,
@@ -95,6 +96,7 @@ def attach(
         difficulty: See :func:`p3select.select`.
         quality: See :func:`p3select.select`.
         quality_weight: See :func:`p3select.select`.
+        fresh: See :func:`p3select.select`.
         selector: See :func:`p3select.select`.
         scale: See :func:`p3select.select`.
         seed: See :func:`p3select.select`.
@@ -120,6 +122,7 @@ def attach(
         "difficulty": difficulty,
         "quality": quality,
         "quality_weight": quality_weight,
+        "fresh": fresh,
         "selector": selector,
         "scale": scale,
         "seed": seed,
