@@ -12,6 +12,7 @@ import transformers
 
 from p3select import fingerprints
 from p3select.errors import InputError
+from p3select.scorers.checkpoints import no_bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,8 @@ class SentenceTransformersEncoder:
 
     def __init__(self, model: str | Path) -> None:
         try:
-            self._model = sentence_transformers.SentenceTransformer(str(model))
+            with no_bars():
+                self._model = sentence_transformers.SentenceTransformer(str(model))
         except (OSError, ValueError) as error:
             there = "no sentence encoder" if Path(model).exists() else "not a folder here and not to be had"
             raise InputError(f"encoder {str(model)!r}: {there}: {_first(error)}") from None

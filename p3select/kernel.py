@@ -40,6 +40,21 @@ COPY_DISTANCE = 1e-6
 """Cosine distance below which :func:`scale` takes two rows for copies."""
 
 
+def real(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Values as an array of real numbers, of their own type.
+
+    Raises:
+        InputError: They are none: text, complex numbers, or rows of different lengths.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} must be an array of numbers; its rows differ in length") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must be real numbers, got {array.dtype}")
+    return array
+
+
 def quality(
     difficulty: ArrayLike, direction: str = "harder", weight: float = 1.0, kind: str = "p3"
 ) -> NDArray[np.float64]:
@@ -116,7 +131,7 @@ def unit_rows(embeddings: ArrayLike, dtype: DTypeLike = np.float64) -> NDArray[A
     Raises:
         InputError: As :func:`checked_norms`.
     """
-    given = np.asarray(embeddings)
+    given = real("embeddings", embeddings)
     norms = checked_norms(given)
     unit = np.empty(given.shape, dtype)
     for first in range(0, len(given), BLOCK_ROWS):
@@ -131,7 +146,7 @@ def checked_norms(embeddings: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: Not 2-D, no column, or a row that is not finite or not of norm 1 (the message names it).
     """
-    given = np.asarray(embeddings)
+    given = real("embeddings", embeddings)
     if given.ndim != 2 or given.shape[1] == 0:
         raise InputError(f"embeddings must be 2-D (rows, dimensions), got shape {given.shape}")
     norms = np.empty(len(given))

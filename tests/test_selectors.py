@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 
+import p3select
 from p3select import selectors
 from p3select.errors import InputError
 from p3select.selectors.topk import topk
@@ -134,3 +135,23 @@ def test_the_door_names_what_there_is():
         selectors.find("best")
     with pytest.raises(InputError, match="'no_such_module:x'"):
         selectors.find("no_such_module:x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.eye(3), np.ones(3), 2.0), "k 2.0"),
+        ((np.eye(3), np.ones(3), "2"), "k '2'"),
+        ((np.eye(3), ["a", "b", "c"], 2), "quality must be real numbers"),
+        ((np.eye(3) * 1j, np.ones(3), 2), "embeddings must be real numbers, got complex128"),
+        (([[1.0], [1.0, 2.0]], np.ones(2), 1), "its rows differ in length"),
+    ],
+)
+def test_what_is_no_number_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        p3select.dpp(*arguments, scale=0.5)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    with pytest.raises(InputError, match="scale 'a' must be a number"):
+        p3select.dpp(np.eye(3), np.ones(3), 2, scale="a")

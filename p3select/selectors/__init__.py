@@ -5,12 +5,11 @@ This module is the door: it names the built-in selectors and imports the chosen 
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
-from p3select import plugins
+from p3select import kernel, plugins
 from p3select.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,13 +65,15 @@ def checked(quality: ArrayLike, k: int) -> tuple[NDArray[np.float64], int]:
         InputError: Quality is not 1-D, or a row's is negative, not finite, or so large that its square is not
             (the message names the row); k is not from 1 to n.
     """
-    q = np.asarray(quality, dtype=np.float64)
+    q = kernel.real("quality", quality).astype(np.float64)
     if q.ndim != 1:
         raise InputError(f"quality must be 1-D, one number per row, got shape {q.shape}")
     bad = np.flatnonzero(~((q >= 0) & (q <= np.sqrt(np.finfo(np.float64).max))))
     if bad.size:
         raise InputError(f"row {bad[0]} has quality {q[bad[0]]}: it must be finite and ≥ 0")
-    k = operator.index(k)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise InputError(f"k {k!r}: a whole number of rows")
+    k = int(k)
     if not 1 <= k <= q.size:
         raise InputError(f"cannot choose k = {k} of {q.size} rows: k must be from 1 to the number of rows")
     return q, k

@@ -113,7 +113,8 @@ def dpp(
     if embeddings is None:
         raise InputError("dpp needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
     q, k = checked(quality, k)
-    shape = np.shape(embeddings)
+    x = kernel.real("embeddings", embeddings)
+    shape = x.shape
     if shape[:1] != q.shape:
         raise InputError(f"{shape[:1]} rows of embeddings, but {q.size} of quality")
     if method == "auto" and len(shape) == 2:
@@ -121,9 +122,8 @@ def dpp(
     if method == "dpp-local":
         from p3select.selectors.dpp_local import dpp_local  # it builds on this module
 
-        return dpp_local(embeddings, q, k, scale=scale, seed=seed)
+        return dpp_local(x, q, k, scale=scale, seed=seed)
     afford("dpp", needed_bytes(q.size, shape[-1], k), k, q.size, "selector dpp-local")
-    x = np.asarray(embeddings)
     if x.dtype != np.float32:
         x = x.astype(np.float64)
     unit = kernel.unit_rows(x, np.float32)
@@ -162,10 +162,10 @@ def checked_scale(embeddings: ArrayLike, scale: float | None) -> float:
     Raises:
         InputError: It is not positive and finite.
     """
-    h = kernel.scale(embeddings) if scale is None else float(scale)
-    if not (h > 0 and math.isfinite(h)):
-        raise InputError(f"scale {h} must be > 0 and finite")
-    return h
+    h = kernel.scale(embeddings) if scale is None else scale
+    if isinstance(h, bool) or not isinstance(h, int | float | np.number) or not (h > 0 and math.isfinite(h)):
+        raise InputError(f"scale {h!r} must be a number > 0 and finite")
+    return float(h)
 
 
 class _Level(NamedTuple):

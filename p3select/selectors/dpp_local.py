@@ -127,8 +127,9 @@ def dpp_local(
     if embeddings is None:
         raise InputError("dpp-local needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
     q, k = checked(quality, k)
-    if np.shape(embeddings)[:1] != q.shape:
-        raise InputError(f"{np.shape(embeddings)[:1]} rows of embeddings, but {q.size} of quality")
+    embeddings = kernel.real("embeddings", embeddings)
+    if embeddings.shape[:1] != q.shape:
+        raise InputError(f"{embeddings.shape[:1]} rows of embeddings, but {q.size} of quality")
     x = np.ascontiguousarray(embeddings, np.float32)
     inverse = 1.0 / kernel.checked_norms(x)
     h = dpp.checked_scale(embeddings, scale)

@@ -64,8 +64,9 @@ def kdpp(
     if embeddings is None:
         raise InputError("kdpp needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
     q, k = checked(quality, k)
-    if np.shape(embeddings)[:1] != q.shape:
-        raise InputError(f"{np.shape(embeddings)[:1]} rows of embeddings, but {q.size} of quality")
+    embeddings = kernel.real("embeddings", embeddings)
+    if embeddings.shape[:1] != q.shape:
+        raise InputError(f"{embeddings.shape[:1]} rows of embeddings, but {q.size} of quality")
     if similarity == "linear":
         if scale is not None:
             raise InputError(f"scale {scale}: similarity 'linear' takes none")
