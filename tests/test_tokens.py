@@ -258,7 +258,10 @@ def test_every_scored_token_has_one_action(prompt, completion, rule, chat, token
     row = pair(prompt, completion) if chat else {"prompt": prompt, "completion": completion}
     result = one(row, tokenizer, actions=rule)
     assert_valid(result)
-    assert (result.status == "empty") == (not completion.strip())
+    if not completion.strip():
+        assert result.status == "empty"
+    elif result.status == "empty":  # characters that this tokenizer has no token for, or a single one that comes first
+        assert len(tokenizer(completion, add_special_tokens=False)["input_ids"]) <= (not prompt)
     if result.status == "ok":
         assert result.scored.tolist() == list(range(result.scored[0], len(result.ids)))
 
