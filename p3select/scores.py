@@ -127,7 +127,7 @@ def score(
             given = ((there, part, dataset.source(*part, here=engine == "local")) for part in new)
             crew.each("tokenise", given, advance)
         absent = shards.missing(folder, parts)
-        known = _Known(run, settings, reuse)
+        known = _Known(run, settings, reuse, folder)
         items = [(folder, there, part, known.of(there, part)) for part in absent]
         reused = rows - _rows(absent) + sum(len(table) for *_, table in items if table is not None)
         if show_progress and absent:
@@ -396,8 +396,11 @@ class Worker:
 class _Known:
     """Rows that were scored before under the same weights, found by the hash of their tokens."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None) -> None:
-        found = [_hashed(folder, bool(settings.get("ifd"))) for folder in self._sources(run, settings, reuse)]
+    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None, target: Path) -> None:
+        # Not of the folder that is being written: a run that is killed and goes on would take over rows that an
+        # uninterrupted one scores, and differ from it by rounding.
+        sources = (folder for folder in self._sources(run, settings, reuse) if folder != target)
+        found = [_hashed(folder, bool(settings.get("ifd"))) for folder in sources]
         tables = [table for table in found if table is not None and table.num_rows]
         self._table = pa.concat_tables(tables) if tables else None
         if self._table is not None:

@@ -31,8 +31,6 @@ SETTINGS = ("dataset", "tokenizer", "template", "actions", "max_length", "trunca
 class Plan(NamedTuple):
     """What there is to score."""
 
-    status: dict[str, int]
-    """Status → rows."""
     tokens: int
     """Tokens of the rows to score."""
     scored_tokens: int
@@ -93,16 +91,13 @@ def read(path: Path, shard: Shard) -> tuple[list[TokenRow], dict[str, pa.Chunked
 
 def plan(path: Path, parts: list[Shard]) -> Plan:
     """What there is to score in shards that are tokenised."""
-    status: dict[str, int] = {}
     total = scored = 0
     for part in parts:
-        table = shards.read(path, [part], ["ids", "scored", "status"])
-        for item in table.column("status").value_counts().to_pylist():
-            status[item["values"]] = status.get(item["values"], 0) + item["counts"]
+        table = shards.read(path, [part], ["ids", "scored"])
         # Rows that are not scored have empty lists.
         total += pc.sum(pc.list_value_length(table.column("ids"))).as_py()
         scored += pc.sum(pc.list_value_length(table.column("scored"))).as_py()
-    return Plan(status, total, scored)
+    return Plan(total, scored)
 
 
 def _hash(row: TokenRow) -> bytes:
