@@ -77,3 +77,20 @@ def checked(quality: ArrayLike, k: int) -> tuple[NDArray[np.float64], int]:
     if not 1 <= k <= q.size:
         raise InputError(f"cannot choose k = {k} of {q.size} rows: k must be from 1 to the number of rows")
     return q, k
+
+
+def embedded(
+    name: str, embeddings: ArrayLike | None, quality: ArrayLike, k: int
+) -> tuple[NDArray[Any], NDArray[np.float64], int]:
+    """Embeddings as an array (n, …), quality and k, for a selector that goes by embeddings.
+
+    Raises:
+        InputError: As :func:`checked`; or there are no embeddings, they are no numbers, or not as many as qualities.
+    """
+    if embeddings is None:
+        raise InputError(f"{name} needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
+    q, k = checked(quality, k)
+    x = kernel.real("embeddings", embeddings)
+    if x.shape[:1] != q.shape:
+        raise InputError(f"{x.shape[:1]} rows of embeddings, but {q.size} of quality")
+    return x, q, k

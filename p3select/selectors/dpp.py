@@ -28,7 +28,7 @@ import numpy as np
 
 from p3select import kernel
 from p3select.errors import InputError
-from p3select.selectors import checked
+from p3select.selectors import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,13 +110,8 @@ def dpp(
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
-    if embeddings is None:
-        raise InputError("dpp needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
-    q, k = checked(quality, k)
-    x = kernel.real("embeddings", embeddings)
+    x, q, k = embedded("dpp", embeddings, quality, k)
     shape = x.shape
-    if shape[:1] != q.shape:
-        raise InputError(f"{shape[:1]} rows of embeddings, but {q.size} of quality")
     if method == "auto" and len(shape) == 2:
         method, _ = choose(*shape, k)
     if method == "dpp-local":

@@ -24,7 +24,7 @@ import numpy as np
 
 from p3select import kernel, neighbors
 from p3select.errors import InputError
-from p3select.selectors import checked, dpp
+from p3select.selectors import dpp, embedded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,12 +124,7 @@ def dpp_local(
     Raises:
         InputError: As ``dpp``; or cells, probes or neighbours out of their range.
     """
-    if embeddings is None:
-        raise InputError("dpp-local needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
-    q, k = checked(quality, k)
-    embeddings = kernel.real("embeddings", embeddings)
-    if embeddings.shape[:1] != q.shape:
-        raise InputError(f"{embeddings.shape[:1]} rows of embeddings, but {q.size} of quality")
+    embeddings, q, k = embedded("dpp-local", embeddings, quality, k)
     x = np.ascontiguousarray(embeddings, np.float32)
     inverse = 1.0 / kernel.checked_norms(x)
     h = dpp.checked_scale(embeddings, scale)

@@ -18,7 +18,7 @@ from scipy.linalg.lapack import dpstrf
 
 from p3select import kernel
 from p3select.errors import InputError
-from p3select.selectors import checked, dpp
+from p3select.selectors import dpp, embedded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,12 +61,7 @@ def kdpp(
     """
     if similarity not in SIMILARITIES:
         raise InputError(f"unknown similarity {similarity!r}: there are {', '.join(SIMILARITIES)}")
-    if embeddings is None:
-        raise InputError("kdpp needs embeddings: run 'p3select embed' first, or use selector topk or uniform")
-    q, k = checked(quality, k)
-    embeddings = kernel.real("embeddings", embeddings)
-    if embeddings.shape[:1] != q.shape:
-        raise InputError(f"{embeddings.shape[:1]} rows of embeddings, but {q.size} of quality")
+    embeddings, q, k = embedded("kdpp", embeddings, quality, k)
     if similarity == "linear":
         if scale is not None:
             raise InputError(f"scale {scale}: similarity 'linear' takes none")
