@@ -6,7 +6,7 @@ Quality and similarity as in Kulesza & Taskar (arXiv 1207.6083, §3.1). With uni
 
 is the Gaussian kernel on the sphere. It has full rank over distinct rows, whatever their dimension, where the
 linear kernel of the paper, ``S_ij = cos(x_i, x_j)``, can tell at most d rows apart. n × n is never formed:
-:func:`similarity` gives one row of S, :func:`similarities` a block of it.
+:func:`similarities` gives a block of S.
 """
 
 from __future__ import annotations
@@ -187,26 +187,6 @@ def scale(embeddings: ArrayLike) -> float:
     return float(np.median(distance)) if distance.size else 1.0
 
 
-def similarity(unit: NDArray[np.float64], row: int, h: float) -> NDArray[np.float64]:
-    """One row of S.
-
-    Args:
-        unit: (n, d) from :func:`unit_rows`; not checked again.
-        row: 0 ≤ row < n.
-        h: The scale, > 0.
-
-    Returns:
-        (n,) float64 in [0, 1], exactly 1 at ``row``.
-    """
-    s: NDArray[np.float64] = unit @ unit[row]
-    s -= 1.0
-    np.minimum(s, 0.0, out=s)  # rounding can bring a copy's cosine above 1
-    s /= h
-    np.exp(s, out=s)
-    s[row] = 1.0
-    return s
-
-
 def similarities(one: NDArray[Any], other: NDArray[Any], h: float) -> NDArray[Any]:
     """A block of S, in the precision of the rows given.
 
@@ -220,7 +200,7 @@ def similarities(one: NDArray[Any], other: NDArray[Any], h: float) -> NDArray[An
     """
     s: NDArray[Any] = one @ other.T
     s -= 1.0
-    np.minimum(s, 0.0, out=s)
+    np.minimum(s, 0.0, out=s)  # rounding can bring a copy's cosine above 1
     s /= h
     np.exp(s, out=s)
     return s

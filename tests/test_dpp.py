@@ -55,7 +55,7 @@ def plain(x, q, k, h):
             break
         row = rows[t] = np.argmax(gain >= gain.max() * (1.0 - TIE))
         gains[t], left[row] = gain[row], False
-        factor[t] = kernel.similarity(x, row, h) - factor[:t, row] @ factor[:t]
+        factor[t] = kernel.similarities(x, x[row : row + 1], h)[:, 0] - factor[:t, row] @ factor[:t]
         factor[t] /= np.sqrt(variance[row])
         variance -= np.square(factor[t])
     return rows, gains
