@@ -126,7 +126,33 @@ SELECTING = _together(
         show_default=True,
         help="dpp, dpp-local, kdpp, topk, uniform, module:function; auto: dpp where it fits, else dpp-local.",
     ),
+    click.option(
+        "--similarity",
+        default="gaussian",
+        show_default=True,
+        help="Of the DPP's kernel: gaussian, cauchy (repels from afar) or linear (the paper's; of low rank).",
+    ),
     click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]"),
+    click.option("--whiten", is_flag=True, help="Take the common direction out of the embeddings first."),
+    click.option(
+        "--cost-weight",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="W",
+        help="With a budget in tokens: prefer gain per tokens^W; 0: by gain alone, what fits.",
+    ),
+    click.option("--at-most", type=int, metavar="N", help="With --per: so many rows for each value of a column."),
+    click.option("--per", metavar="COLUMN", help="The column of --at-most, such as prompt."),
+    click.option(
+        "--share", metavar="SHARES", help="Shares of the budget for values of a column: source=math:40%,code:60%."
+    ),
+    click.option(
+        "--include",
+        metavar="FILE",
+        help="Rows that have to be selected: Parquet or JSON Lines with row or id, or .txt.",
+    ),
+    click.option("--exclude", metavar="FILE", help="Rows that may not be selected; a file as for --include."),
 )
 
 
@@ -226,7 +252,10 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @click.option("--epoch", type=int, required=True, help="The epoch to select for, counted from 1.")
 @click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
 @click.option(
-    "--budget", required=True, metavar="K", help="Rows: a count such as 1000, or a share of the dataset: 20%."
+    "--budget",
+    required=True,
+    metavar="K",
+    help="Rows: a count such as 1000, or a share of the dataset: 20%. Or completion tokens: 2Mtok.",
 )
 @SELECTING
 @SEED
@@ -269,7 +298,7 @@ def export(as_json: bool, **options: Any) -> None:
 @RUN
 @click.option("--model", required=True, metavar="M", help="The policy that enters the first epoch.")
 @click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
-@click.option("--budget", required=True, metavar="K", help="Rows of an epoch: a count, or of the dataset: 20%.")
+@click.option("--budget", required=True, metavar="K", help="Of an epoch: 1000 rows, 20% of them, or 2Mtok.")
 @click.option(
     "--train",
     required=True,
@@ -297,8 +326,8 @@ def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     names = ("scorer", "options", "actions", "max_length", "truncate", "ifd")
     scoring = {name: options.pop(name) for name in names}
     scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
-    chosen = ("pace", "difficulty", "quality", "quality_weight", "fresh", "selector", "scale")
-    selecting = {name: options.pop(name) for name in chosen}
+    named = ("data", "run", "model", "epochs", "budget", "train", "to", "encoder", "seed")
+    selecting = {name: options.pop(name) for name in [*options] if name not in named}
     done = p3select.loop(list(data), scoring=scoring, selecting=selecting, show_progress=True, **options)
     if as_json:
         _print({"epochs": done}, as_json)

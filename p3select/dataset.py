@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ import pyarrow.parquet as pq
 from p3select.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -45,6 +48,9 @@ SPEAKERS = {
 }
 
 _HASHED_ROWS = 65536
+# Rows read, and handed on, at a time, and the bytes of them that are gathered in one pass over the files.
+_BATCH_ROWS = 8192
+_PASS_BYTES = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,27 +174,202 @@ def load(data: str | Path | Sequence[str | Path] | Dataset, columns: Mapping[str
     return Dataset(tuple(map(str, paths)), roles, table, _fingerprint(table))
 
 
-def take(dataset: Dataset, rows: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:
-    """Chosen rows with every column of the files, in the order given.
+def unchanged(paths: Sequence[str], columns: Mapping[str, str], fingerprint: str) -> bool:
+    """Whether files are there and hold the rows of a fingerprint; some of them at a time are in memory.
 
     Args:
-        dataset: The dataset; its files are read anew, one at a time.
-        rows: (k,) 0-based row numbers.
+        paths: As of a :class:`Dataset`.
+        columns: As of a :class:`Dataset`.
+        fingerprint: As of a :class:`Dataset`.
+    """
+    files = list(map(Path, paths))
+    try:
+        schema = _schema(files)
+        parts = {role: pa.schema([schema.field(name)]) for role, name in columns.items()}
+        found = _digest(list(parts), lambda role: _even(_pieces(files, parts[role])))
+    except (InputError, KeyError):
+        return False
+    return found == fingerprint
+
+
+def take(paths: Sequence[str], rows: NDArray[np.int64]) -> pa.RecordBatchReader:
+    """Chosen rows with every column of the files, in the order given, some of them at a time.
+
+    The rows are gathered in as many passes over the files as keeps each to about 128 MiB.
+
+    Args:
+        paths: The files, as of a :class:`Dataset`.
+        rows: (k,) 0-based row numbers over all the files.
+
+    Returns:
+        A stream of k rows.
 
     Raises:
-        InputError: A file is gone or holds another number of rows than before.
+        InputError: A file is gone or not readable, or rows are missing; also while the stream is read.
     """
-    taken, positions, first = [], [], 0
-    for path in dataset.paths:
-        table = _read(Path(path), None)
-        inside = np.flatnonzero((rows >= first) & (rows < first + table.num_rows))
-        taken.append(table.take(pa.array(rows[inside] - first)))
-        positions.append(inside)
-        first += table.num_rows
-    if first != len(dataset):
-        raise InputError(f"{', '.join(dataset.paths)}: {first} rows now, {len(dataset)} when it was scored")
-    order = np.argsort(np.concatenate(positions), kind="stable")
-    return pa.concat_tables(taken, promote_options="permissive").take(pa.array(order))
+    files = list(map(Path, paths))
+    schema = _schema(files)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        start, step = 0, _BATCH_ROWS
+        while start < len(rows):
+            part = rows[start : start + step]
+            order = np.argsort(part, kind="stable")
+            found = pa.concat_tables([schema.empty_table(), *_pieces(files, schema, part[order])]).combine_chunks()
+            if len(found) < len(part):
+                raise InputError(f"{', '.join(paths)}: fewer rows now than when they were selected")
+            places = np.argsort(order)
+            for at in range(0, len(part), _BATCH_ROWS):
+                yield from found.take(pa.array(places[at : at + _BATCH_ROWS])).combine_chunks().to_batches()
+            start += len(part)
+            step = max(_BATCH_ROWS, _PASS_BYTES * len(part) // max(1, found.nbytes))
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _schema(files: list[Path]) -> pa.Schema:
+    """All columns of all files, with types that hold the values of each."""
+    schemas = []
+    for path in files:
+        if path.suffix in PARQUET:
+            schemas.append(_parquet(path).schema_arrow)
+        else:
+            schemas += [_table(path, lines).schema for _, lines in _blocks(path)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"{files[0]} and its fellows: values of a column must be of one type: {error}") from None
+
+
+def _pieces(files: list[Path], schema: pa.Schema, wanted: NDArray[np.int64] | None = None) -> Iterator[pa.Table]:
+    """Rows with the columns of a schema, in the files' order: all, or the wanted ones (ascending)."""
+    first = 0
+    for path in files:
+        inside = None if wanted is None else wanted - first
+        if path.suffix in PARQUET:
+            file = _parquet(path)
+            yield from (_as(piece, schema) for piece in _parquet_pieces(file, path, schema.names, inside))
+            first += file.metadata.num_rows
+        else:
+            for at, lines in _blocks(path):
+                chosen = lines if inside is None else [lines[row - at] for row in _within(inside, at, len(lines))]
+                if chosen:
+                    yield _as(_table(path, chosen, schema), schema)
+                last = at + len(lines)
+            first += last
+
+
+def _as(piece: pa.Table, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), piece], promote_options="permissive").select(schema.names)
+
+
+def _within(rows: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
+    start, stop = np.searchsorted(rows, [first, first + count])
+    return rows[start:stop]
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise InputError(f"{path}: the file is gone; give the path where it is now")
+    try:
+        # Buffered: else a row group's columns are in memory whole.
+        return pq.ParquetFile(path, buffer_size=2**20)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from None
+
+
+def _parquet_pieces(
+    file: pq.ParquetFile, path: Path, names: list[str], wanted: NDArray[np.int64] | None
+) -> Iterator[pa.Table]:
+    present = [name for name in names if name in file.schema_arrow.names]
+    at = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        if wanted is None or len(_within(wanted, at, count)):
+            first = at
+            try:
+                for batch in file.iter_batches(_BATCH_ROWS, [group], present):
+                    piece = pa.Table.from_batches([batch])
+                    yield piece if wanted is None else piece.take(pa.array(_within(wanted, first, len(piece)) - first))
+                    first += len(piece)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path}: not readable as Parquet: {error}") from None
+        at += count
+
+
+def _even(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces of ``_HASHED_ROWS``, but for the last."""
+    held: list[pa.Table] = []
+    for piece in pieces:
+        held.append(piece)
+        while sum(map(len, held)) >= _HASHED_ROWS:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, _HASHED_ROWS)
+            held = [whole.slice(_HASHED_ROWS)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)
+
+
+def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """A column of the files, whatever its role: (n,).
+
+    Args:
+        dataset: The dataset; the column is read anew.
+        name: As it is in the files.
+
+    Raises:
+        InputError: A file has no such column, is gone, or holds another number of rows than before.
+    """
+    tables = [_read(Path(path), [name]) for path in dataset.paths]
+    for path, table in zip(dataset.paths, tables, strict=True):
+        if name not in table.column_names:
+            raise InputError(f"{path}: no column {name!r}; it has {', '.join(_column_names(Path(path)))}")
+    found = pa.concat_tables(tables, promote_options="permissive").column(name)
+    if len(found) != len(dataset):
+        raise InputError(f"{', '.join(dataset.paths)}: {len(found)} rows now, {len(dataset)} when it was scored")
+    return found
+
+
+def listed(path: str | Path, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The rows that a file names.
+
+    Args:
+        path: A Parquet or JSON Lines file with a column ``row`` (0-based numbers, such as an index has) or ``id`` (of
+            the dataset's ids), or a text file (.txt) with a row number on every line.
+        dataset: The dataset that they are rows of.
+
+    Returns:
+        (m,) distinct row numbers, ascending.
+
+    Raises:
+        InputError: No such file or column, or a row or id that the dataset has not.
+    """
+    path = Path(path)
+    if path.suffix == ".txt" and path.is_file():
+        values = path.read_text(encoding="utf-8").split()
+        bad = next((value for value in values if not value.isdecimal()), None)
+        if bad is not None:
+            raise InputError(f"{path}: {bad!r} is no row number; give one 0-based number on a line")
+        rows = np.array([int(value) for value in values], np.int64)
+    elif path.suffix in PARQUET + JSON_LINES:
+        table = _read(path, None)
+        if "row" in table.column_names and pa.types.is_integer(table.column("row").type):
+            rows = table.column("row").drop_null().to_numpy().astype(np.int64)
+        elif "id" in table.column_names and dataset.ids is not None:
+            # As text: 7 of a JSON file is 7 of a Parquet file, whatever their types.
+            places = pc.index_in(table.column("id").cast(pa.string()), dataset.ids.cast(pa.string()))
+            if places.null_count:
+                first = int(np.flatnonzero(places.is_null().to_numpy())[0])
+                raise InputError(f"{path}, row {first}: id {table.column('id')[first]} is none of the dataset's")
+            rows = places.to_numpy().astype(np.int64)
+        else:
+            raise InputError(f"{path}: no column 'row' of whole numbers, nor 'id' of a dataset that has ids")
+    else:
+        raise InputError(f"{path}: no such file of row numbers: .parquet or .jsonl with a column row or id, or .txt")
+    outside = rows[(rows < 0) | (rows >= len(dataset))]
+    if outside.size:
+        raise InputError(f"{path}: row {outside[0]} is not there; the dataset has {len(dataset)} rows, from 0")
+    return np.unique(rows)
 
 
 def _files(data: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -255,39 +436,61 @@ def _read_rows(path: Path, columns: list[str], first: int, stop: int) -> pa.Tabl
 
 
 def _read_json_lines(path: Path) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
+    return _table(path, list(_lines(path)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers, from 1."""
+    if not path.is_file():
+        raise InputError(f"{path}: the file is gone; give the path where it is now")
+    some = False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(
-                    f"{path}, line {number}: not JSON in UTF-8: {error}; a line must hold one whole object, such as "
-                    '{"prompt": "…", "completion": "…"}'
-                ) from None
-            if not isinstance(row, dict):
-                raise InputError(
-                    f"{path}, line {number}: a {type(row).__name__} where an object should be; write one object a line"
-                )
-            rows.append(row)
-            lines.append(number)
-    if not rows:
+            if line.strip():
+                some = True
+                yield number, line
+    if not some:
         raise InputError(f"{path}: no rows")
-    names = list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[tuple[int, bytes]]]]:
+    """The lines, some at a time, with the row number of the first."""
+    first, lines = 0, _lines(path)
+    while block := list(islice(lines, _BATCH_ROWS)):
+        yield first, block
+        first += len(block)
+
+
+def _table(path: Path, numbered: list[tuple[int, bytes]], schema: pa.Schema | None = None) -> pa.Table:
+    """Lines as a table: with the columns and types of a schema, or with those that they have."""
+    rows: list[dict[str, Any]] = []
+    for number, line in numbered:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number}: not JSON in UTF-8: {error}; a line must hold one whole object, such as "
+                '{"prompt": "…", "completion": "…"}'
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{path}, line {number}: a {type(row).__name__} where an object should be; write one object a line"
+            )
+        rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row)) if schema is None else schema.names
     arrays = []
     for name in names:
         try:
-            arrays.append(pa.array([row.get(name) for row in rows]))
+            arrays.append(
+                pa.array([row.get(name) for row in rows], None if schema is None else schema.field(name).type)
+            )
         except pa.ArrowException:
             kinds = [type(row.get(name)).__name__ for row in rows]
             first = next(kind for kind in kinds if kind != "NoneType")
             odd = next((n for n, kind in enumerate(kinds) if kind not in (first, "NoneType")), len(rows) - 1)
             raise InputError(
-                f"{path}, line {lines[odd]}, column {name!r}: {kinds[odd]}, where lines before have {first}; values of "
-                "a column must be of one type"
+                f"{path}, line {numbered[odd][0]}, column {name!r}: {kinds[odd]}, where lines before have {first}; "
+                "values of a column must be of one type"
             ) from None
     return pa.table(dict(zip(names, arrays, strict=True)))
 
@@ -329,11 +532,19 @@ def _rename(table: pa.Table, roles: Mapping[str, str], path: Path) -> pa.Table:
 
 
 def _fingerprint(table: pa.Table) -> str:
-    digest = hashlib.sha256(json.dumps(table.column_names).encode())
-    for name in table.column_names:
+    def blocks(name: str) -> Iterator[pa.Table]:
         for start in range(0, table.num_rows, _HASHED_ROWS):
-            # Chunks of a fixed size, so that files and row groups leave no trace.
-            chunks = table.column(name).slice(start, _HASHED_ROWS).combine_chunks()
+            yield table.select([name]).slice(start, _HASHED_ROWS)
+
+    return _digest(table.column_names, blocks)
+
+
+def _digest(names: list[str], blocks: Callable[[str], Iterable[pa.Table]]) -> str:
+    """The fingerprint of columns, each given in pieces of ``_HASHED_ROWS``: files and row groups leave no trace."""
+    digest = hashlib.sha256(json.dumps(names).encode())
+    for name in names:
+        for block in blocks(name):
+            chunks = block.column(0).combine_chunks()
             _hash(chunks if isinstance(chunks, pa.Array) else chunks.chunk(0), digest)
     return digest.hexdigest()
 

@@ -64,6 +64,11 @@ def write(selection: Selection, path: Path) -> None:
     write_whole(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file is an index of p3select."""
+    return path.suffix == ".parquet" and path.is_file() and KEY in (pq.read_schema(path).metadata or {})
+
+
 def read(path: Path) -> Selection:
     """Read an index file.
 

@@ -5,8 +5,9 @@ Quality and similarity as in Kulesza & Taskar (arXiv 1207.6083, §3.1). With uni
     S_ij = exp((cos(x_i, x_j) − 1) / h) = exp(−‖x_i − x_j‖² / (2h))
 
 is the Gaussian kernel on the sphere. It has full rank over distinct rows, whatever their dimension, where the
-linear kernel of the paper, ``S_ij = cos(x_i, x_j)``, can tell at most d rows apart. n × n is never formed:
-:func:`similarities` gives a block of S.
+linear kernel of the paper, ``S_ij = cos(x_i, x_j)``, can tell at most d rows apart. ``cauchy``, the rational quadratic
+kernel S_ij = 1 / (1 + (1 − cos) / h), has full rank too and falls off slowly: rows repel each other from afar. n × n is
+never formed: :func:`similarities` gives a block of S.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 
 DIRECTIONS = ("harder", "easier", "none")
 
+SIMILARITIES = ("gaussian", "cauchy", "linear")
+
 NORM_TOLERANCE = 1e-3
 """How far a row's norm may be from 1: float16 rounding passes, an embedding that was never normalised does not."""
 
 SCALE_ROWS = 2_000
 """Rows among which :func:`scale` measures."""
+
+WHITENING_ROWS = 50_000
+"""Rows of which :func:`whitened` takes mean and covariance."""
 
 BLOCK_ROWS = 1_024
 """Rows that are brought to norm 1 at a time."""
@@ -187,23 +193,68 @@ def scale(embeddings: ArrayLike) -> float:
     return float(np.median(distance)) if distance.size else 1.0
 
 
-def similarities(one: NDArray[Any], other: NDArray[Any], h: float) -> NDArray[Any]:
+def similarities(one: NDArray[Any], other: NDArray[Any], h: float, similarity: str = "gaussian") -> NDArray[Any]:
     """A block of S, in the precision of the rows given.
 
     Args:
         one: (m, d) unit rows; not checked again.
         other: (p, d) unit rows, of the same dtype.
-        h: The scale, > 0.
+        h: The scale, > 0; ``linear`` has none, and does not read it.
+        similarity: ``gaussian``, ``cauchy`` or ``linear``.
 
     Returns:
-        (m, p) in [0, 1]. A row's similarity to itself is 1 up to rounding.
+        (m, p), at most 1. A row's similarity to itself is 1 up to rounding.
     """
     s: NDArray[Any] = one @ other.T
+    np.minimum(s, 1.0, out=s)  # rounding can bring a copy's cosine above 1
+    if similarity == "linear":
+        return s
     s -= 1.0
-    np.minimum(s, 0.0, out=s)  # rounding can bring a copy's cosine above 1
     s /= h
-    np.exp(s, out=s)
+    if similarity == "gaussian":
+        np.exp(s, out=s)
+    else:
+        np.reciprocal(np.subtract(1.0, s, out=s), out=s)
     return s
+
+
+def whitened(embeddings: NDArray[Any], rows: int = WHITENING_ROWS) -> NDArray[np.float32]:
+    """Embeddings without their common direction, every direction of equal variance, of norm 1 again.
+
+    x ↦ (x − μ) W with W Wᵀ the inverse of the covariance (Su et al., "Whitening sentence representations", arXiv
+    2103.15316). Sentence encoders put all texts into a narrow cone, where a common direction makes up most of every
+    cosine; afterwards a typical pair has a cosine near 0. Directions of less than 1e-6 of the largest variance are
+    left as they are small: they hold rounding.
+
+    Args:
+        embeddings: (n, d) of norm 1.
+        rows: μ and W are those of as many rows at most, evenly spaced over the array.
+
+    Returns:
+        (n, d) float32.
+
+    Raises:
+        InputError: As :func:`unit_rows`; or all rows are alike, or one lies at the mean (the message names it), where
+            there is no direction.
+    """
+    given = np.asarray(embeddings)
+    count = min(len(given), rows)
+    sample = unit_rows(given[np.arange(count) * len(given) // max(count, 1)])
+    mean = sample.mean(axis=0)
+    sample -= mean
+    values, vectors = np.linalg.eigh(sample.T @ sample / len(sample))
+    if not values[-1] > 0:
+        raise InputError("the embeddings are all alike: whitening leaves them no direction")
+    spread = vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
+    white = np.empty(given.shape, np.float32)
+    for first in range(0, len(given), BLOCK_ROWS):
+        some = (given[first : first + BLOCK_ROWS].astype(np.float64) - mean) @ spread
+        norms = np.linalg.norm(some, axis=1)
+        bad = np.flatnonzero(~(norms > COPY_DISTANCE))
+        if bad.size:
+            raise InputError(f"row {first + bad[0]} of the embeddings is their mean: whitening leaves it no direction")
+        white[first : first + BLOCK_ROWS] = some / norms[:, None]
+    return white
 
 
 def second_copies(embeddings: NDArray[Any], q: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from p3select import (
     __version__,
+    constraints,
     difficulties,
     embeddings,
     fingerprints,
@@ -25,7 +26,7 @@ from p3select.run import Run
 from p3select.selectors.dpp import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Rows on which diversity is measured: a log determinant costs their number cubed.
 DIVERSITY_ROWS = 2000
+# What the metadata say of a selection that nobody asked for.
+RESULTS = ("eligible", "lam", "dependent", "shortfall", "tokens")
 # Added to the diagonal there, so that an exact copy costs 13.8 nats rather than infinity.
 DIVERSITY_JITTER = 1e-6
 
@@ -49,7 +52,15 @@ def select(
     quality_weight: float = 1.0,
     fresh: float = 0.0,
     selector: str | Callable[..., Any] = "auto",
+    similarity: str = "gaussian",
     scale: float | None = None,
+    whiten: bool = False,
+    cost_weight: float = 1.0,
+    at_most: int | None = None,
+    per: str | None = None,
+    share: str | None = None,
+    include: str | Path | Sequence[int] | None = None,
+    exclude: str | Path | Sequence[int] | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Selection:
@@ -62,7 +73,8 @@ def select(
         run: The run folder, with this epoch's scores and (for the DPP) embeddings.
         epoch: From 1.
         epochs: T, the epochs of the whole training.
-        budget: Rows to select: a count, or a share of the dataset's rows such as ``"20%"`` (rounded down).
+        budget: What to select: a count of rows, a share of the dataset's rows such as ``"20%"`` (rounded down), or
+            completion tokens such as ``"2Mtok"``, ``"500ktok"``.
         pace: The λ schedule; see :func:`p3select.pace`.
         difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
@@ -72,46 +84,66 @@ def select(
         selector: ``auto`` (``dpp`` where it fits time and memory, else ``dpp-local``: see
             :func:`p3select.selectors.dpp.choose`), ``dpp``, ``dpp-local``, ``kdpp``, ``topk``, ``uniform``, another
             name (see :mod:`p3select.selectors`), or a function.
+        similarity: S of the kernel: ``gaussian``, ``cauchy`` or ``linear``; see :mod:`p3select.kernel`.
         scale: h of S_ij = exp((cos_ij − 1) / h); None for the rule of :func:`p3select.kernel.scale`.
+        whiten: Take the common direction out of the embeddings first; see :func:`p3select.kernel.whitened`.
+        cost_weight: With a budget in tokens: a selector sees q² / tokens^cost_weight in place of q², so that a step
+            takes the row with most gain for its tokens, of those that still fit (cost-benefit greedy; Lin & Bilmes,
+            NAACL 2010, with their r). 0 leaves length out of account but for what fits.
+        at_most: So many rows at most for each value of the column ``per``, as for several completions of one prompt.
+        per: A column of the data.
+        share: ``COLUMN=VALUE:40%,VALUE:60%``: shares of the budget for values of a column; the rest is for all other
+            values together.
+        include: Rows that have to be selected, eligible or not, on which the others are conditioned: row numbers, or a
+            file of them (see :func:`p3select.dataset.listed`). They count in the budget.
+        exclude: Rows that may not be selected; λ is that of the others.
         seed: For selectors that draw.
         overwrite: Replace an index of this epoch that was made otherwise.
 
     Returns:
-        The selection; with fewer eligible rows than the budget it has all of them, and
-        ``metadata["shortfall"]`` says how many are missing.
+        The selection; where eligible rows and limits do not let the whole budget be used, it has what they let, and
+        ``metadata["shortfall"]`` says how many rows (or tokens, once there is no eligible row left) are missing.
 
     Raises:
-        InputError: Bad options, or scores or embeddings that are missing or do not fit.
+        InputError: Bad options, limits that no selection can keep, or scores or embeddings that are missing or do not
+            fit.
         MismatchError: The index of this epoch is there and was made otherwise.
     """
     run = run if isinstance(run, Run) else Run(run)
     function = _checked("dpp" if selector == "auto" else selector, quality, quality_weight, fresh, seed)
+    parameters = inspect.signature(function).parameters
     percentile = paces.pace(epoch, epochs, pace)
-    wanted = budget_rows(budget, int(run.info()["dataset"]["rows"]))
+    tokens = constraints.budget_tokens(budget)
+    wanted = constraints.budget_rows(budget, int(run.info()["dataset"]["rows"])) if tokens is None else tokens
+    kept, left_out = (constraints.listed(*given, run) for given in (("include", include), ("exclude", exclude)))
     table = scores.read(run, epoch)
     settings = scores.settings(run, epoch)
 
     scored = _scored(table, difficulty, run.scores(epoch))
-    if not len(scored):
-        raise InputError(f"{run.scores(epoch)}: no row could be scored; see the status column")
+    scored = _without(scored, left_out)
+    kept_places = _kept(table, scored, kept, left_out)
     values = _difficulty(table, scored, difficulty)
     lam, mask = paces.eligible(values, percentile)
+    within = int(np.count_nonzero(mask))
+    mask[kept_places] = True
     eligible, values_eligible = scored[mask], values[mask]
+    keep = np.flatnonzero(np.isin(eligible, kept))
     q = kernel.quality(values_eligible, quality, quality_weight, difficulty)
     if fresh:
         q *= (1.0 - fresh) ** _times_picked(run, epoch, int(run.info()["dataset"]["rows"]))[eligible]
 
-    parameters = inspect.signature(function).parameters
-    vectors, h, vectors_fingerprint = _vectors(run, eligible, required="scale" in parameters)
-    options: dict[str, Any] = {}
-    if "scale" in parameters:
-        options["scale"] = h = h if scale is None else float(scale)
-    elif scale is not None:
-        raise InputError(f"scale {scale}: selector {name_of(selector)!r} takes none")
-    if "seed" in parameters:
+    vectors, h, vectors_fingerprint = _vectors(run, eligible, whiten, required="scale" in parameters)
+    lengths = table.column("tokens").take(eligible).to_numpy().astype(np.int64)
+    costs = None if tokens is None else lengths
+    k = min(wanted, len(eligible)) if costs is None else constraints.most_rows(costs, wanted, keep)
+    limits = constraints.limits(run, eligible, (wanted, costs), at_most, per, share)
+    h, options = _options(
+        name_of(selector),
+        parameters,
+        (similarity, scale, whiten, h),
         # A new draw each epoch from the one seed.
-        options["seed"] = (seed, epoch)
-    k = min(wanted, len(eligible))
+        {"seed": (seed, epoch), "keep": keep if keep.size else None, "limits": limits},
+    )
     reason = None
     if selector == "auto":
         assert vectors is not None  # the scale has asked for them
@@ -119,7 +151,12 @@ def select(
         function = selectors.find(selector)
     if selector == "dpp":
         options["method"] = "dpp"
-    picked, gains = _picked(function, name_of(selector), (vectors, q, k), options)
+    weight = _cost_weight(selector, tokens, cost_weight)
+    seen = q if costs is None else q / costs ** (weight / 2)
+    picked, gains = _picked(function, name_of(selector), (vectors, seen, k), options, limited=limits is not None)
+    if costs is not None:
+        gains = gains * costs[picked] ** weight
+    used = len(picked) if costs is None else int(costs[picked].sum())
 
     selection = Selection(
         rows=eligible[picked],
@@ -131,21 +168,30 @@ def select(
             "epoch": epoch,
             "epochs": epochs,
             # As JSON and as a caller would write it: "10" of a command line is the count 10.
-            "budget": wanted if not str(budget).strip().endswith("%") else budget,
-            "eligible": len(eligible),
+            "budget": budget if tokens or str(budget).strip().endswith("%") else wanted,
+            "eligible": within,
             "lam": lam,
             "percentile": percentile,
             "pace": pace,
             "difficulty": difficulty,
             "selector": name_of(selector),
             "policy": scores.policy(run, epoch),
+            "similarity": options.get("similarity"),
             "scale": options.get("scale"),
+            "whiten": whiten,
             "quality": quality,
             "quality_weight": quality_weight,
             "fresh": fresh,
             "earlier_fingerprints": [fingerprints.of_files(run.index(e)) for e in range(1, epoch)] if fresh else [],
+            "cost_weight": None if tokens is None else weight,
+            "at_most": at_most,
+            "per": per,
+            "share": share,
+            "include": constraints.described(kept),
+            "exclude": constraints.described(left_out),
             "seed": seed,
-            "shortfall": wanted - k,
+            "tokens": int(lengths[picked].sum()),
+            "shortfall": 0 if tokens and len(picked) < len(eligible) else wanted - used,
             "dependent": int(np.count_nonzero(gains == 0)),
             "dataset_fingerprint": settings["dataset"],
             "scores_fingerprint": scores.fingerprint(run, epoch),
@@ -158,13 +204,15 @@ def select(
             "rows": table.num_rows,
             "rows_dataset": run.info()["dataset"]["rows"],
             "unscored": _unscored(table),
-            "selected": k,
+            "selected": len(picked),
+            "pool": len(eligible),
+            "tokens_eligible": int(lengths.sum()),
             "difficulty_all": float(values.mean()),
             "difficulty_eligible": float(values_eligible.mean()),
             "difficulty_selected": float(values_eligible[picked].mean()),
             "selector_reason": reason,
             "accuracy": _accuracy(selector, vectors, q, picked, gains, options),
-            "overlap_top": _overlap(picked, _top(q, k)),
+            "overlap_top": _overlap(picked, _top(q, len(picked))),
             "overlap_before": _overlap_before(run, epoch, eligible[picked]),
             "diversity": None if vectors is None or h is None else _compared(vectors, q, picked, h, seed),
         },
@@ -199,33 +247,83 @@ def diversity(vectors: NDArray[np.float32], scale: float, seed: int = 0) -> dict
     }
 
 
-def budget_rows(budget: int | str, rows: int) -> int:
-    """A budget as a count.
+def _without(scored: NDArray[np.int64], left_out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The scored rows that may be selected."""
+    rows = np.setdiff1d(scored, left_out, assume_unique=True)
+    if not len(rows):
+        raise InputError("exclude: no row with a score is left to select from")
+    return rows
+
+
+def _kept(
+    table: pa.Table, scored: NDArray[np.int64], kept: NDArray[np.int64], left_out: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Where the rows to keep are among those that may be selected."""
+    missing = np.setdiff1d(kept, scored)
+    if missing.size:
+        row = int(missing[0])
+        if row in left_out:
+            raise InputError(f"row {row} is both to be included and to be excluded")
+        status = table.column("status")[row].as_py() if row < table.num_rows else "not scored"
+        raise InputError(f"include: row {row} has no score in this epoch ({status}); leave it out of the file")
+    return np.searchsorted(scored, kept)
+
+
+def _options(
+    name: str,
+    parameters: Mapping[str, Any],
+    kernels: tuple[str, float | None, bool, float | None],
+    given: Mapping[str, Any],
+) -> tuple[float | None, dict[str, Any]]:
+    """The scale, and what a selector is called with. What it does not take is refused, not left unused.
 
     Args:
-        budget: A count, or a share such as ``"20%"`` (rounded down).
-        rows: Rows of the dataset.
-
-    Raises:
-        InputError: It is neither, or comes to less than one row.
+        name: The selector's.
+        parameters: Its keywords.
+        kernels: The similarity, the scale and whether to whiten, as asked for; and the data's own scale.
+        given: ``seed``, and ``keep`` and ``limits`` or None.
     """
-    text = str(budget).strip()
-    try:
-        share = float(text[:-1]) if text.endswith("%") else None
-        wanted = int(text) if share is None else 0
-    except ValueError:
-        raise InputError(f"budget {budget!r}: give a count of rows such as 1000, or a share such as 20%") from None
-    if share is not None:
-        if not 0 < share <= 100:
-            raise InputError(f"budget {budget!r}: a share is above 0% and at most 100%")
-        wanted = int(rows * share / 100)
-    if wanted < 1:
-        raise InputError(f"budget {budget!r}: comes to {wanted} of {rows} rows; give at least 1")
-    return wanted
+    similarity, scale, whiten, h = kernels
+    options: dict[str, Any] = {}
+    if "scale" in parameters:
+        # linear has none: it is refused there.
+        options["scale"] = scale if similarity == "linear" else (h if scale is None else float(scale))
+        h = options["scale"] or h
+    elif scale is not None or whiten:
+        raise InputError(f"{f'scale {scale}' if scale is not None else 'whiten'}: selector {name!r} takes none")
+    if "similarity" in parameters:
+        options["similarity"] = similarity
+    elif similarity != "gaussian":
+        raise InputError(f"similarity {similarity!r}: selector {name!r} takes none")
+    if "seed" in parameters:
+        options["seed"] = given["seed"]
+    for keyword, what in (("keep", "rows to include"), ("limits", "limits (tokens, at_most, share)")):
+        if given[keyword] is not None:
+            if keyword not in parameters:
+                raise InputError(f"selector {name!r} takes no {what}: choose dpp, dpp-local, topk or uniform")
+            options[keyword] = given[keyword]
+    return h, options
+
+
+def _cost_weight(selector: str | Callable[..., Any], tokens: int | None, weight: float) -> float:
+    """The weight of tokens against gain."""
+    if tokens is None or selector == "uniform":
+        if weight != 1.0:
+            what = "a budget in tokens" if tokens is None else "a selector that goes by quality"
+            raise InputError(f"cost_weight {weight}: for {what}")
+        return 0.0
+    if not (weight >= 0 and np.isfinite(weight)):
+        raise InputError(f"cost_weight {weight}: a number from 0")
+    return float(weight)
 
 
 def _picked(
-    function: Callable[..., Any], name: str, given: tuple[Any, NDArray[np.float64], int], options: dict[str, Any]
+    function: Callable[..., Any],
+    name: str,
+    given: tuple[Any, NDArray[np.float64], int],
+    options: dict[str, Any],
+    *,
+    limited: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """What a selector picks, found to be what it should be: a selector may be anybody's."""
     _, q, k = given
@@ -234,8 +332,9 @@ def _picked(
         picked, gains = (np.asarray(part) for part in result)
     except (TypeError, ValueError):
         raise InputError(f"selector {name!r}: gave {type(result).__name__}, not two arrays (rows, gains)") from None
-    whole = picked.shape == gains.shape == (k,) and np.issubdtype(picked.dtype, np.integer)
-    if not whole or len(np.unique(picked)) < k or picked.min() < 0 or picked.max() >= len(q):
+    whole = picked.shape == gains.shape and picked.ndim == 1 and np.issubdtype(picked.dtype, np.integer)
+    enough = 1 <= len(picked) <= k if limited else len(picked) == k
+    if not (whole and enough) or len(np.unique(picked)) < len(picked) or picked.min() < 0 or picked.max() >= len(q):
         raise InputError(
             f"selector {name!r}: gave rows of shape {picked.shape} and {picked.dtype}, gains of shape {gains.shape}, "
             f"where {k} distinct row numbers from 0 to {len(q) - 1} and as many gains are due"
@@ -256,7 +355,7 @@ def _accuracy(
         return None
     from p3select.selectors.dpp_local import accuracy
 
-    return accuracy(vectors, q, picked, gains, scale=options["scale"])
+    return accuracy(vectors, q, picked, gains, scale=options["scale"], similarity=options["similarity"])
 
 
 def _times_picked(run: Run, epoch: int, rows: int) -> NDArray[np.int64]:
@@ -315,15 +414,17 @@ def _difficulty(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArra
 
 
 def _vectors(
-    run: Run, eligible: NDArray[np.int64], *, required: bool
+    run: Run, eligible: NDArray[np.int64], whiten: bool, *, required: bool
 ) -> tuple[NDArray[np.float32] | None, float | None, str | None]:
     """The eligible rows' embeddings, the scale by the data rule, and the fingerprint; None where there are none.
 
-    The scale is that of all rows, so that every epoch has the same kernel.
+    Scale and whitening are those of all rows, so that every epoch has the same kernel.
     """
     if not required and not run.embeddings.is_file():
         return None, None, None
     vectors, fingerprint = embeddings.read(run)
+    if whiten:
+        vectors = kernel.whitened(vectors)
     return np.asarray(vectors[eligible]), kernel.scale(vectors), fingerprint
 
 
@@ -374,6 +475,8 @@ def _keep(selection: Selection, path: Path, overwrite: bool) -> None:
             for key in {*known.metadata, *selection.metadata}
             if known.metadata.get(key) != selection.metadata.get(key)
         )
+        # What was asked for, rather than what came of it.
+        changed = [key for key in changed if key not in RESULTS] or changed
         raise MismatchError(
             f"{path} is there and was made otherwise (differs in {', '.join(changed) or 'rows'}); a trainer may "
             "have used it: give --overwrite to replace it"

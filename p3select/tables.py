@@ -52,6 +52,11 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("eligible", f"{meta['eligible']:,}")
     why = f" ({about['selector_reason']})" if about["selector_reason"] else ""
     table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{why}{_shortage(meta)}")
+    mean, pool = meta["tokens"] / len(chosen), about["tokens_eligible"] / about["pool"]
+    table.add_row("tokens", f"{meta['tokens']:,}: {mean:,.1f} a row, of the rows to choose from {pool:,.1f}")
+    for name in ("include", "exclude"):
+        if meta[name]:
+            table.add_row(f"{name}d", f"{meta[name]['rows']:,} rows")
     if about["accuracy"] is not None:
         found = about["accuracy"]
         sure = f" ± {found['error']:.3f}" if found["error"] else ""
@@ -107,7 +112,10 @@ def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
 def _shortage(meta: Mapping[str, Any]) -> str:
     text = ""
     if meta["shortfall"]:
-        text += f"; {meta['shortfall']:,} fewer than the budget, as no more rows are eligible"
+        unit = "tokens" if str(meta["budget"]).endswith("tok") else "rows"
+        limited = meta["at_most"] or meta["share"]
+        why = "the limits let no more in" if limited else "no more rows are eligible"
+        text += f"; {meta['shortfall']:,} {unit} fewer than the budget, as {why}"
     if meta["selector"] in ("dpp", "dpp-local") and meta["dependent"]:
         text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text

@@ -1,4 +1,7 @@
-"""A scorer without a model, for tests that are not about models: the log-probabilities are a hash of the ids."""
+"""A scorer and an encoder without a model, for tests that are not about models.
+
+The log-probabilities are a hash of the ids.
+"""
 
 import os
 import signal
@@ -62,3 +65,19 @@ class Unlucky(FakeScorer):
             Path(self.once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().score(ids, scored, advance)
+
+
+class FakeEncoder:
+    """An encoder without a model: vectors drawn by the text."""
+
+    dimension = 24
+
+    def __init__(self, name="fake", broken=None):
+        self.provenance = {"encoder": name}
+        self.broken = broken
+
+    def encode(self, texts):
+        vectors = np.stack([np.random.default_rng(list(text.encode())).normal(size=24) for text in texts])
+        if self.broken is not None:
+            vectors[5] = self.broken
+        return vectors.astype(np.float32), 0

@@ -4,8 +4,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from p3select.dataset import load, take
+from p3select import dataset as dataset_module
+from p3select.dataset import load, take, unchanged
 from p3select.errors import InputError
 
 ROWS = {"prompt": ["a", "b", "c é", "d"], "completion": ["1", "2", "3\n4", "😀"], "id": ["r0", "r1", "r2", "r3"]}
@@ -110,14 +113,54 @@ def test_bad_files_are_named(tmp_path):
 def test_take_gives_every_column_in_the_order_asked(tmp_path):
     parquet(tmp_path / "a.parquet", {**{key: values[:3] for key, values in ROWS.items()}, "level": [1, 2, 3]})
     parquet(tmp_path / "b.parquet", {**{key: values[3:] for key, values in ROWS.items()}, "level": [4]})
-    dataset = load(tmp_path)
-    table = take(dataset, np.array([3, 0, 2]))
+    paths = load(tmp_path).paths
+    table = take(paths, np.array([3, 0, 2])).read_all()
     assert table.column_names == ["prompt", "completion", "id", "level"]
     assert table.column("level").to_pylist() == [4, 1, 3]
     assert table.column("completion").to_pylist() == ["😀", "1", "3\n4"]
-    parquet(tmp_path / "b.parquet", {**{key: values[2:] for key, values in ROWS.items()}, "level": [3, 4]})
-    with pytest.raises(InputError, match="5 rows now, 4 when"):
-        take(dataset, np.array([0]))
+    with pytest.raises(InputError, match="fewer rows now than when they were selected"):
+        take(paths, np.array([4])).read_all()
+
+
+VALUES = st.one_of(st.none(), st.text(max_size=5), st.just("x" * 40))
+TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "é"])}, optional={"content": VALUES, "name": VALUES})
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_files_read_in_parts_are_the_files_read_whole(data, tmp_path_factory, monkeypatch):
+    """Parts of 3 rows, passes of some 200 bytes: each row crosses some edge."""
+    folder = tmp_path_factory.mktemp("parts")
+    monkeypatch.setattr(dataset_module, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(dataset_module, "_HASHED_ROWS", 4)
+    monkeypatch.setattr(dataset_module, "_PASS_BYTES", 200)
+    levels = st.one_of(st.none(), st.integers(-9, 9), st.just(0.5))
+    rows = [
+        {"messages": data.draw(st.lists(TURN, min_size=1, max_size=3)), "id": data.draw(VALUES), "level": level}
+        for level in data.draw(st.lists(levels, min_size=1, max_size=20))
+    ]
+    edge = data.draw(st.integers(1, len(rows)))
+    for number, part in enumerate((rows[:edge], rows[edge:])):
+        if not part:
+            continue
+        lines = folder / f"{number}.jsonl"
+        lines.write_text("".join(json.dumps(row) + "\n" for row in part))
+        if data.draw(st.booleans()):
+            table = pa.table({name: pa.array([row[name] for row in part]) for name in rows[0]})
+            pa.parquet.write_table(table, folder / f"{number}.parquet", row_group_size=2)
+            lines.unlink()
+    whole = load(folder)
+    assert unchanged(whole.paths, whole.columns, whole.fingerprint)
+    assert not unchanged(whole.paths, whole.columns, whole.fingerprint[::-1])
+    chosen = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True, min_size=1)))
+    taken = take(whole.paths, chosen)
+    assert taken.schema.names == ["messages", "id", "level"]
+    for row, original in zip(taken.read_all().to_pylist(), (rows[number] for number in chosen), strict=True):
+        assert {key: row[key] for key in ("id", "level")} == {key: original[key] for key in ("id", "level")}
+        for turn, before in zip(row["messages"], original["messages"], strict=True):
+            assert {key: turn.get(key) for key in ("role", "content", "name")} == {
+                key: before.get(key) for key in ("role", "content", "name")
+            }
 
 
 def test_arrow_layout_does_not_count(tmp_path):

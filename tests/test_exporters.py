@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -37,6 +38,21 @@ def test_every_column_and_value_in_the_order_picked(run, tmp_path):
         assert read(tmp_path / out).equals(expected(run, tmp_path))
 
 
+def test_a_folder_for_many_epochs_has_a_file_or_folder_for_each(run, tmp_path):
+    run.index(2).write_bytes(run.index(1).read_bytes())
+    (tmp_path / "there").mkdir()
+    for epoch in (1, 2):
+        for to, name in (("jsonl", f"epoch-00{epoch}.jsonl"), ("trl", f"epoch-00{epoch}/train.parquet")):
+            out = p3select.export(run, epoch=epoch, to=to, out=f"{tmp_path}/many/")["out"]
+            assert (tmp_path / "many" / name) in (written := Path(out), written / "train.parquet")
+        assert p3select.export(run, epoch=epoch, to="parquet", out=tmp_path / "there")["out"].endswith(
+            f"there/epoch-00{epoch}.parquet"
+        )
+    with pytest.raises(InputError, match=r"many/epoch-001\.jsonl: is there already"):
+        p3select.export(run, epoch=1, to="jsonl", out=f"{tmp_path}/many/")
+    assert len(list(tmp_path.glob("many/*"))) == 4
+
+
 def test_what_load_dataset_would_read_too_is_refused(run, tmp_path):
     out = tmp_path / "epoch-1"
     for _ in range(2):
@@ -44,9 +60,9 @@ def test_what_load_dataset_would_read_too_is_refused(run, tmp_path):
     (out / "train-00001.parquet").write_bytes((out / "train.parquet").read_bytes())
     with pytest.raises(InputError, match=r"holds train-00001\.parquet, which load_dataset would read too"):
         p3select.export(run, epoch=1, to="trl", out=out, overwrite=True)
-    for to, message in (("jsonl", "a folder, and jsonl writes a file"), ("parquet", "a folder")):
-        with pytest.raises(InputError, match=message):
-            p3select.export(run, epoch=1, to=to, out=out, overwrite=True)
+    (tmp_path / "rows" / "epoch-001.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match="a folder, and jsonl writes a file"):
+        p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "rows", overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="a file, and trl writes a folder"):
         p3select.export(run, epoch=1, to="trl", out=tmp_path / "file", overwrite=True)
@@ -89,14 +105,10 @@ def test_what_json_cannot_say_is_named(tmp_path, run):
 
 
 def test_bad_input(tmp_path, run):
-    with pytest.raises(InputError, match="no exporter 'xml'; there are jsonl, parquet, trl"):
+    with pytest.raises(InputError, match=r"no exporter 'xml'; there are .*jsonl, llamafactory, parquet, trl"):
         p3select.export(run, epoch=1, to="xml", out=tmp_path / "a")
     with pytest.raises(InputError, match=r"epoch-002\.parquet: no index there"):
         p3select.export(run, epoch=2, to="jsonl", out=tmp_path / "a")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    with pytest.raises(InputError, match="a folder, and jsonl writes a file"):
-        p3select.export(run, epoch=1, to="jsonl", out=folder, overwrite=True)
     pl.read_parquet(tmp_path / "rows.parquet")[:49].write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(MismatchError, match="changed since"):
         p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a")

@@ -123,7 +123,7 @@ def test_copies_are_never_drawn_together_and_q_0_never():
         ({"k": 9}, "k = 9 rows: the kernel has rank 8, .* or selector dpp"),
         ({"k": 4, "similarity": "linear", "scale": None}, "k = 4 rows: the kernel has rank 3, .* similarity gaussian"),
         ({"similarity": "linear"}, "scale 0.5: similarity 'linear' takes none"),
-        ({"similarity": "cosine"}, "unknown similarity 'cosine': there are gaussian, linear"),
+        ({"similarity": "cosine"}, "unknown similarity 'cosine': there are gaussian, cauchy, linear"),
         ({"scale": -1.0}, "scale -1.0"),
         ({"embeddings": None}, "kdpp needs embeddings"),
         ({"quality": np.ones(9)}, r"\(10,\) rows of embeddings, but 9 of quality"),

@@ -176,3 +176,34 @@ def test_similarity_of_copies_is_never_above_1():
         s = kernel.similarities(x, x[row : row + 1], 1e-3)[:, 0]
         assert s.max() <= 1
         np.testing.assert_allclose(s[row // 3 * 3 : row // 3 * 3 + 3], 1, atol=1e-9)
+
+
+def test_whitening_removes_the_common_direction_and_keeps_rows_apart():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2_000, 12)) * np.linspace(0.1, 1.0, 12) + 3.0  # a cone, stretched
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    white = kernel.whitened(x)
+    assert white.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1.0, atol=1e-6)
+    cosines = (white @ white.T)[np.triu_indices(len(x), 1)]
+    assert (x @ x.T).mean() > 0.9
+    assert abs(cosines.mean()) < 1e-2
+    # Every direction has the same part of the variance.
+    spread = np.linalg.eigvalsh(np.cov(white.T))
+    assert spread.max() / spread.min() < 1.5
+    # By hand, from the definition.
+    y = x.astype(np.float64)
+    y = (y - y.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(y.T, bias=True))).T
+    y /= np.linalg.norm(y, axis=1, keepdims=True)
+    np.testing.assert_allclose(white @ white[:50].T, y @ y[:50].T, atol=1e-4)  # W is unique up to a rotation
+
+
+def test_what_cannot_be_whitened_is_refused():
+    one = np.zeros((5, 4))
+    one[:, 0] = 1.0
+    with pytest.raises(InputError, match="all alike"):
+        kernel.whitened(one)
+    pair = np.array([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8], [-0.6, -0.8]])
+    axes = np.concatenate([pair, np.zeros((1, 2))])
+    axes[4] = [0.0, 1.0]
+    kernel.whitened(axes)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write(table: pa.Table, out: Path) -> None:
+def write(rows: pa.RecordBatchReader, out: Path) -> None:
     """Write a JSON Lines file.
 
     Raises:
@@ -22,11 +22,14 @@ def write(table: pa.Table, out: Path) -> None:
     """
 
     def lines(path: Path) -> None:
+        number = 0
         with path.open("w", encoding="utf-8", newline="\n") as file:
-            for number, row in enumerate(table.to_pylist()):
-                try:
-                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                except (TypeError, ValueError) as error:
-                    raise InputError(f"{out}, line {number + 1}: {error}; export to parquet instead") from None
+            for batch in rows:
+                for row in batch.to_pylist():
+                    number += 1
+                    try:
+                        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                    except (TypeError, ValueError) as error:
+                        raise InputError(f"{out}, line {number}: {error}; export to parquet instead") from None
 
     write_whole(out, lines)

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write(table: pa.Table, out: Path) -> None:
+def write(rows: pa.RecordBatchReader, out: Path) -> None:
     """Write a Parquet file."""
-    write_whole(out, lambda path: pq.write_table(table, path, compression="zstd"))
+
+    def batches(path: Path) -> None:
+        with pq.ParquetWriter(path, rows.schema, compression="zstd") as file:
+            for batch in rows:
+                file.write_batch(batch)
+
+    write_whole(out, batches)

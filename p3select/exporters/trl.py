@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".zip", ".gz")
 
 
-def write(table: pa.Table, out: Path) -> None:
+def write(rows: pa.RecordBatchReader, out: Path) -> None:
     """Write the folder.
 
     Raises:
@@ -26,4 +26,4 @@ def write(table: pa.Table, out: Path) -> None:
     if others:
         raise InputError(f"{out}: holds {others[0]}, which load_dataset would read too; give another folder")
     # datasets takes the split's name from the file's.
-    parquet.write(table, out / "train.parquet")
+    parquet.write(rows, out / "train.parquet")

@@ -15,6 +15,8 @@ from p3select.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from p3select.limits import Limits
+
 BUILTIN = {
     "dpp": ("p3select.selectors.dpp:dpp", ""),
     "dpp-local": ("p3select.selectors.dpp_local:dpp_local", ""),
@@ -27,8 +29,9 @@ BUILTIN = {
 class Selector(Protocol):
     """What selection needs of an algorithm.
 
-    A selector that names the keyword ``scale`` is given the scale h of the similarity, and one that names
-    ``seed`` a seed (an int or a sequence of them, as :func:`numpy.random.default_rng` takes).
+    What it names as a keyword it is given: ``similarity`` and ``scale`` of the kernel; ``seed`` (an int or a sequence
+    of them, as :func:`numpy.random.default_rng` takes); ``keep``, places of rows that have to be picked; ``limits``,
+    a :class:`p3select.limits.Limits`, under which it may pick fewer than k.
     """
 
     def __call__(
@@ -94,3 +97,27 @@ def embedded(
     if x.shape[:1] != q.shape:
         raise InputError(f"{x.shape[:1]} rows of embeddings, but {q.size} of quality")
     return x, q, k
+
+
+def in_order(
+    order: NDArray[np.int64], k: int, keep: ArrayLike | None = None, limits: Limits | None = None
+) -> NDArray[np.int64]:
+    """The first k rows of an order: those to keep before all others, and no row that does not fit when it is its turn.
+
+    Args:
+        order: (n,) all rows.
+        k: 1 ≤ k ≤ n.
+        keep: (m,) rows to keep, m ≤ k, or None.
+        limits: See :mod:`p3select.limits`.
+
+    Raises:
+        InputError: As :func:`p3select.limits.checked`.
+    """
+    if keep is None and limits is None:
+        return order[:k].astype(np.int64)
+    from p3select import limits as bounded  # compiled; most selections do without
+
+    kept = np.isin(order, np.asarray(keep if keep is not None else [], np.int64))
+    return bounded.in_order(
+        bounded.checked(limits, len(order), keep, k), np.concatenate([order[kept], order[~kept]]).astype(np.int64), k
+    )

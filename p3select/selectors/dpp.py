@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p3select import kernel
+from p3select import limits as bounded
 from p3select.errors import InputError
 from p3select.selectors import embedded
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from p3select.limits import Limits
 
 METHODS = ("auto", "dpp", "dpp-local")
 
@@ -75,10 +78,13 @@ def dpp(
     k: int,
     *,
     scale: float | None = None,
+    similarity: str = "gaussian",
+    keep: ArrayLike | None = None,
+    limits: Limits | None = None,
     method: str = "auto",
     seed: int | Sequence[int] = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The rows that greedily maximise log det L_S, L_ij = q_i q_j exp((cos_ij − 1) / scale).
+    """The rows that greedily maximise log det L_S, L_ij = q_i q_j S_ij, by default S_ij = exp((cos_ij − 1) / scale).
 
     Each step picks the row that multiplies the determinant most; ties go to the lower row. With gains that
     differ, the rows picked do not depend on the order of the input. The first k of k + m picks are those of k.
@@ -88,25 +94,34 @@ def dpp(
     quality, highest first, ties to the lower row, each with gain exactly 0: ``(gains == 0).sum()`` is the number
     of rows so filled. They are copies of picked rows, or rows with q = 0.
 
+    **Rows to keep** come first, whatever their gain; all others are conditioned on them. **Under limits** a step takes
+    the best row that still fits.
+
     Args:
         embeddings: (n, d) of norm 1.
         quality: (n,) ≥ 0; see :func:`p3select.kernel.quality`.
         k: 1 ≤ k ≤ n.
         scale: h of the similarity, > 0; the larger, the farther rows repel each other. None: the data's own, by
             :func:`p3select.kernel.scale`.
+        similarity: ``gaussian``, ``cauchy``, or ``linear``, whose rank is at most d and which takes no scale; see
+            :mod:`p3select.kernel`.
+        keep: (m,) places of rows that have to be picked, m ≤ k.
+        limits: What may be taken of groups of rows; see :mod:`p3select.limits`.
         method: ``dpp``, exact; ``dpp-local``, approximate, for any n: all said here holds for ``dpp``, and
             :func:`p3select.selectors.dpp_local.dpp_local` says what holds for the other; ``auto``: :func:`choose`.
         seed: For ``dpp-local``. The exact greedy draws nothing.
 
     Returns:
         (rows, gains): (k,) int64 in the order picked, and (k,) float64 det L_S after / before each pick, which
-        never rise. The sum of their logarithms is log det L_S (−∞ once rows were filled).
+        never rise, rows to keep apart. The sum of their logarithms is log det L_S (−∞ once rows were filled). Fewer
+        than k where limits let no more in.
 
         Memory is at most that of :func:`needed_bytes`: 0.4 GB for 20,000 rows, k = 1,000, d = 384.
 
     Raises:
         InputError: Embeddings or quality that cannot be used (the message names the row), k outside 1…n, a scale
-            that is not positive and finite, an unknown method, or more memory needed than the machine has left.
+            that is not positive and finite or given with ``linear``, an unknown method or similarity, rows to keep that
+            are not there or do not fit, or more memory needed than the machine has left.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
@@ -117,17 +132,19 @@ def dpp(
     if method == "dpp-local":
         from p3select.selectors.dpp_local import dpp_local  # it builds on this module
 
-        return dpp_local(x, q, k, scale=scale, seed=seed)
+        return dpp_local(x, q, k, scale=scale, similarity=similarity, keep=keep, limits=limits, seed=seed)
     afford("dpp", needed_bytes(q.size, shape[-1], k), k, q.size, "selector dpp-local")
     if x.dtype != np.float32:
         x = x.astype(np.float64)
     unit = kernel.unit_rows(x, np.float32)
-    h = checked_scale(x, scale)
-    margin = MARGIN * (1.0 + 1.0 / h)
+    kind = checked_similarity(x, similarity, scale)
+    priority = bounded.first(q, keep)
+    margin = MARGIN * (1.0 + 1.0 / kind.h)
     while True:
-        rows, gains, wrong = _greedy(x, unit, q, k, h, margin)
+        left = bounded.checked(limits, q.size, keep, k)
+        rows, gains, wrong = _greedy(x, unit, priority, k, kind, left, margin)
         if wrong <= 0:
-            return filled(rows, gains, q, k)
+            return completed(rows, gains, q, k, priority, keep, left)
         # A float32 value was off by more than its margin: what it ruled out may have been wrong.
         margin = wrong
 
@@ -151,16 +168,46 @@ def choose(n: int, d: int, k: int) -> tuple[str, str]:
     return "dpp", f"exact takes at most {need / 1e9:.1f} GB"
 
 
-def checked_scale(embeddings: ArrayLike, scale: float | None) -> float:
-    """The scale given, or that of the data.
+class Similarity(NamedTuple):
+    """Which similarity: its place in :data:`p3select.kernel.SIMILARITIES`, and its scale."""
+
+    kind: int
+    h: float
+
+
+def checked_similarity(embeddings: ArrayLike, similarity: str, scale: float | None) -> Similarity:
+    """The similarity of a name, with the scale given or that of the data; ``linear`` has the scale 1.
 
     Raises:
-        InputError: It is not positive and finite.
+        InputError: There is none of that name; or the scale is not positive and finite, or given with ``linear``.
     """
+    if similarity not in kernel.SIMILARITIES:
+        raise InputError(f"unknown similarity {similarity!r}: there are {', '.join(kernel.SIMILARITIES)}")
+    kind = kernel.SIMILARITIES.index(similarity)
+    if similarity == "linear":
+        if scale is not None:
+            raise InputError(f"scale {scale}: similarity 'linear' takes none")
+        return Similarity(kind, 1.0)
     h = kernel.scale(embeddings) if scale is None else scale
     if isinstance(h, bool) or not isinstance(h, int | float | np.number) or not (h > 0 and math.isfinite(h)):
         raise InputError(f"scale {h!r} must be a number > 0 and finite")
-    return float(h)
+    return Similarity(kind, float(h))
+
+
+def block(one: NDArray[Any], other: NDArray[Any], similarity: Similarity) -> NDArray[Any]:
+    """A block of S; see :func:`p3select.kernel.similarities`."""
+    return kernel.similarities(one, other, similarity.h, kernel.SIMILARITIES[similarity.kind])
+
+
+@kernel.compiled
+def similar(cosine: float, similarity: Similarity) -> float:
+    """S of two rows by their cosine; the same as :func:`p3select.kernel.similarities`."""
+    if similarity.kind == 2:
+        return min(cosine, 1.0)
+    distance = min(cosine - 1.0, 0.0) / similarity.h
+    if similarity.kind == 0:
+        return math.exp(distance)
+    return 1.0 / (1.0 - distance)
 
 
 class _Level(NamedTuple):
@@ -196,12 +243,20 @@ def reserved(rows: int, columns: int, dtype: type) -> NDArray[Any]:
 
 
 def _greedy(
-    x: NDArray[Any], unit: NDArray[np.float32], q: NDArray[np.float64], k: int, h: float, margin: float
+    x: NDArray[Any],
+    unit: NDArray[np.float32],
+    q: NDArray[np.float64],
+    k: int,
+    similarity: Similarity,
+    limits: Limits,
+    margin: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
     """Picks and gains up to k or the rank; and 0, or a margin that would have been enough where this one was not."""
     n, d = x.shape
     squared = np.square(q)
-    squared[kernel.second_copies(x, q)] = 0.0
+    limited = len(limits.room) > 0
+    if not limited:  # under limits a copy may fit where the better one does not
+        squared[kernel.second_copies(x, q)] = 0.0
     filtered = n > UNFILTERED
     coarse = _level(n if filtered else 1, k, d, np.float32)
     fine = _level(_slots(n, k), k, d, np.float64)
@@ -215,12 +270,14 @@ def _greedy(
 
     t, batch = 0, 256
     while t < k:
+        if limited:
+            squared[~bounded.fitting(limits)] = 0.0
         top, beyond, lowest = highest(bounds(slice(None)), batch)
         if not top.size:
             break
         if filtered:
             stale = top[slot[top] < 0]
-            _refresh(coarse, stale, unit, beyond / squared[stale] - margin, t, h)
+            _refresh(coarse, stale, unit, beyond / squared[stale] - margin, t, similarity)
         before, missing = t, int(bounds(top).argmax())
         while missing >= 0 and t < k:
             wanted = bounds(top)
@@ -229,7 +286,7 @@ def _greedy(
             new = _seat(chosen, slot, owner, squared * cap)
             unit64[slot[new]] = kernel.unit_rows(x[new])
             fine.seen[slot[new]], fine.variance[slot[new]] = 0, 1.0
-            _refresh(fine, slot[chosen], unit64, np.zeros(len(chosen)), t, h)
+            _refresh(fine, slot[chosen], unit64, np.zeros(len(chosen)), t, similarity)
             cap[chosen] = _alive(fine.variance[slot[chosen]])
             both = new[coarse.seen[new] == t] if filtered else new[:0]
             error = fine.variance[slot[both]] - coarse.variance[both]
@@ -237,9 +294,11 @@ def _greedy(
                 return rows, gains, 8.0 * float(error.max())
             margin = max(margin, 8.0 * float(np.abs(error).max(initial=0.0)))
             now, missing = _climb(
-                *(top, bounds(top), slot[top], squared[top], beyond, lowest, rows, gains, t, h, margin),
-                *(unit, coarse, unit64, fine),
+                *(top, bounds(top), slot[top], squared[top], beyond, lowest, rows, gains, t, similarity, margin),
+                *(unit, coarse, unit64, fine, limits),
             )
+            if limited:
+                squared[top[~bounded.fitting(limits, top)]] = 0.0
             seated = top[slot[top] >= 0]
             cap[seated] = _alive(fine.variance[slot[seated]])
             picked = rows[t:now]
@@ -300,18 +359,18 @@ def _seat(
 
 
 def _refresh(
-    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, h: float
+    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, s: Similarity
 ) -> None:
     """Compute the columns of some rows up to the pick t, or until a row's variance is below ``enough``."""
     order = np.argsort(level.seen[slots], kind="stable")
     order = order[level.seen[slots[order]] < t]
     for part in range(0, len(order), REFRESHED):
         some = order[part : part + REFRESHED]
-        _refresh_some(level, slots[some], unit[slots[some]], enough[some], t, h)
+        _refresh_some(level, slots[some], unit[slots[some]], enough[some], t, s)
 
 
 def _refresh_some(
-    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, h: float
+    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, s: Similarity
 ) -> None:
     """The same of rows in the order in which they were seen, by products of matrices that fit in a cache."""
     seen = level.seen[slots]
@@ -320,16 +379,16 @@ def _refresh_some(
     while stop < t:
         start, stop = stop, min(stop // BLOCK * BLOCK + BLOCK, t)
         rows = int(np.searchsorted(seen, stop))  # those that lack a column of this block
-        block = kernel.similarities(unit[:rows], level.picked[start:stop], h)
+        some = block(unit[:rows], level.picked[start:stop], s)
         if start:
-            block -= known[:rows, :start] @ level.factor[start:stop, :start].T
+            some -= known[:rows, :start] @ level.factor[start:stop, :start].T
         inside = start % BLOCK
-        block = block @ level.inverse[start:stop, inside : inside + stop - start].T
-        known[:rows, start:stop] = block
-        level.columns[slots[:rows], start:stop] = block
+        some = some @ level.inverse[start:stop, inside : inside + stop - start].T
+        known[:rows, start:stop] = some
+        level.columns[slots[:rows], start:stop] = some
         part = int(np.searchsorted(seen, start, side="right"))
-        block[part:][np.arange(start, stop) < seen[part:rows, None]] = 0.0
-        level.variance[slots[:rows]] -= np.einsum("ij,ij->i", block, block, dtype=np.float64)
+        some[part:][np.arange(start, stop) < seen[part:rows, None]] = 0.0
+        level.variance[slots[:rows]] -= np.einsum("ij,ij->i", some, some, dtype=np.float64)
         level.seen[slots[:rows]] = seen[:rows] = stop
         left = level.variance[slots] >= enough
         if stop < t and 4 * np.count_nonzero(left[:rows]) < 3 * rows:
@@ -356,11 +415,11 @@ def dot(a: NDArray[Any], b: NDArray[Any]) -> Any:
 
 
 @kernel.compiled
-def _extend(level: _Level, slot: int, unit: NDArray[Any], enough: float, t: int, h: float) -> None:
+def _extend(level: _Level, slot: int, unit: NDArray[Any], enough: float, t: int, similarity: Similarity) -> None:
     """At least one more column of a row, up to the pick t, or until its variance is below ``enough``."""
     columns, seen = level.columns[slot], level.seen[slot]
     while True:
-        s = math.exp(min(dot(unit, level.picked[seen]) - 1.0, 0.0) / h)
+        s = similar(dot(unit, level.picked[seen]), similarity)
         columns[seen] = (s - dot(columns[:seen], level.factor[seen, :seen])) / level.factor[seen, seen]
         level.variance[slot] -= columns[seen] * columns[seen]
         seen += 1
@@ -412,12 +471,13 @@ def _climb(
     rows: NDArray[np.int64],
     gains: NDArray[np.float64],
     t: int,
-    h: float,
+    similarity: Similarity,
     margin: float,
     unit: NDArray[np.float32],
     coarse: _Level,
     unit64: NDArray[np.float64],
     fine: _Level,
+    limits: Limits,
 ) -> tuple[int, int]:
     """Pick while it is certain which row is best.
 
@@ -446,13 +506,15 @@ def _climb(
             least = best * (1.0 - TIE)
             place = first(bounds, peaks, least)
         row, seat, enough = top[place], slot[place], lead / squared[place]
-        if seat < 0:
+        if not bounded.fits(limits, row):
+            lower(bounds, peaks, place, 0.0)
+        elif seat < 0:
             if coarse.seen[row] == t:
                 return t, place
-            _extend(coarse, row, unit[row], enough - margin, t, h)
+            _extend(coarse, row, unit[row], enough - margin, t, similarity)
             lower(bounds, peaks, place, min(bounds[place], squared[place] * (coarse.variance[row] + margin)))
         elif fine.seen[seat] < t:
-            _extend(fine, seat, unit64[seat], enough, t, h)
+            _extend(fine, seat, unit64[seat], enough, t, similarity)
             variance = fine.variance[seat] if fine.variance[seat] > VARIANCE_FLOOR else 0.0
             lower(bounds, peaks, place, squared[place] * variance)
             if fine.seen[seat] == t:
@@ -462,20 +524,37 @@ def _climb(
         else:
             rows[t], gains[t] = row, bounds[place]
             _append(coarse, fine, seat, unit64[seat], t)
+            bounded.take(limits, row)
             lower(bounds, peaks, place, 0.0)
             t += 1
             lead = 0.0
     return t, -1
 
 
-def filled(
-    rows: NDArray[np.int64], gains: NDArray[np.float64], q: NDArray[np.float64], k: int
+def completed(
+    rows: NDArray[np.int64],
+    gains: NDArray[np.float64],
+    q: NDArray[np.float64],
+    k: int,
+    priority: NDArray[np.float64],
+    keep: ArrayLike | None,
+    limits: Limits,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The picks, and what is still missing by quality, with gain 0."""
+    """The picks with gains of their quality, not their priority; what is still missing by quality, with gain 0.
+
+    Rows to keep that are copies of others were never picked: they take the place of the last picks, which are the same
+    as if there had been that many picks fewer.
+    """
+    if keep is not None:
+        copies = np.setdiff1d(np.asarray(keep, np.int64), rows)
+        rows, gains = rows[: k - len(copies)], gains[: k - len(copies)]
+        gains = gains * np.square(q[rows] / priority[rows])
+        rows, gains = np.concatenate([rows, copies]), np.concatenate([gains, np.zeros(len(copies))])
     left = np.ones(len(q), dtype=bool)
     left[rows] = False
     rest = np.flatnonzero(left)
-    rest = rest[np.argsort(-q[rest], kind="stable")[: k - len(rows)]]
+    rest = rest[np.argsort(-q[rest], kind="stable")]
+    rest = bounded.in_order(limits, rest, k - len(rows)) if len(limits.room) else rest[: k - len(rows)]
     return np.concatenate([rows, rest]), np.concatenate([gains, np.zeros(len(rest))])
 
 

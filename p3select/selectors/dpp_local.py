@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p3select import kernel, neighbors
+from p3select import limits as bounded
 from p3select.errors import InputError
 from p3select.selectors import dpp, embedded
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from p3select.limits import Limits
+    from p3select.selectors.dpp import Similarity
 
 JITTER = 1e-6
 """Added to the variance of every pick against the rounding of float32 cosines; times 1 + 1/h."""
@@ -95,6 +99,9 @@ def dpp_local(
     k: int,
     *,
     scale: float | None = None,
+    similarity: str = "gaussian",
+    keep: ArrayLike | None = None,
+    limits: Limits | None = None,
     seed: int | Sequence[int] = 0,
     cells: int | None = None,
     probes: int | None = None,
@@ -110,6 +117,9 @@ def dpp_local(
         quality: (n,) ≥ 0.
         k: 1 ≤ k ≤ n.
         scale: As for ``dpp``.
+        similarity: As for ``dpp``.
+        keep: As for ``dpp``.
+        limits: As for ``dpp``.
         seed: Draws the cells' first centres. The number of threads has no influence.
         cells: k-means cells; None: one for 40 picks, at most 2,048 and at most one for 100 rows.
         probes: Nearest cells of a row in which its near picks are sought; None: 8, and 4 from k = 50,000.
@@ -127,12 +137,14 @@ def dpp_local(
     embeddings, q, k = embedded("dpp-local", embeddings, quality, k)
     x = np.ascontiguousarray(embeddings, np.float32)
     inverse = 1.0 / kernel.checked_norms(x)
-    h = dpp.checked_scale(embeddings, scale)
+    kind = dpp.checked_similarity(embeddings, similarity, scale)
     n, d = x.shape
     cells, probes, neighbours = parameters(n, k, cells, probes, neighbours)
     dpp.afford("dpp-local", needed_bytes(n, d, k, cells, probes, neighbours), k, n, "fewer neighbours")
-    squared = np.square(q)
-    squared[kernel.second_copies(x, q)] = 0.0
+    priority, left = bounded.first(q, keep), bounded.checked(limits, n, keep, k)
+    squared = np.square(priority)
+    if not len(left.room):  # under limits a copy may fit where the better one does not
+        squared[kernel.second_copies(x, priority)] = 0.0
     rows = _Rows(
         *(x, inverse.astype(np.float32), squared, squared.copy()),
         neighbors.cells(x, cells, probes, seed),
@@ -147,8 +159,8 @@ def dpp_local(
         *(np.empty(k, np.int64), np.zeros(k), np.empty((k, d), np.float32), np.empty(k, np.int32)),
         *(np.full(cells, -1, np.int32), np.full(cells, -1, np.int32), np.zeros(cells, np.int32)),
     )
-    t = _select(rows, picks, h)
-    return dpp.filled(picks.rows[:t], picks.gains[:t], q, k)
+    t = _select(rows, picks, kind, left)
+    return dpp.completed(picks.rows[:t], picks.gains[:t], q, k, priority, keep, left)
 
 
 def parameters(
@@ -178,7 +190,8 @@ def accuracy(
     rows: NDArray[np.int64],
     gains: NDArray[np.float64],
     *,
-    scale: float,
+    scale: float | None,
+    similarity: str = "gaussian",
     picks: int = 64,
     seed: int | Sequence[int] = 0,
 ) -> dict[str, float | int | bool]:
@@ -192,7 +205,8 @@ def accuracy(
         quality: (n,).
         rows: (k,), and
         gains: (k,), as :func:`dpp_local` returned them. Rows filled in with gain 0 are left out.
-        scale: h of the similarity.
+        scale: h of the similarity; None for ``linear``.
+        similarity: As it was given there.
         picks: To draw.
         seed: Draws them.
 
@@ -200,17 +214,18 @@ def accuracy(
         ``claimed``, the mean logarithm of the gains (of those drawn), and ``log_gain``, what it should be, both in
         nats per pick; ``error``, the standard error of their difference, 0 where ``exact``; ``picks``, how many.
     """
+    kind = dpp.checked_similarity(embeddings, similarity, scale)
     some = np.flatnonzero(gains > 0)
     unit = kernel.unit_rows(np.asarray(embeddings)[rows[some]])
     q = np.asarray(quality, np.float64)[rows[some]]
     claimed = np.log(gains[some])
     if len(some) <= 4 * KNOWN_ROWS:
-        s = kernel.similarities(unit, unit, scale)
+        s = dpp.block(unit, unit, kind)
         s[np.diag_indices(len(s))] = 1.0 + dpp.VARIANCE_FLOOR
         known = 2.0 * np.log(q) + 2.0 * np.log(np.linalg.cholesky(s).diagonal())
     else:
         drawn = np.sort(np.random.default_rng(seed).choice(len(some), picks, replace=False))
-        known = 2.0 * np.log(q[drawn]) + [math.log(_given(unit, pick, scale)) for pick in drawn]
+        known = 2.0 * np.log(q[drawn]) + [math.log(_given(unit, pick, kind)) for pick in drawn]
         claimed = claimed[drawn]
     exact = len(some) <= 4 * KNOWN_ROWS
     return {
@@ -222,13 +237,13 @@ def accuracy(
     }
 
 
-def _given(unit: NDArray[np.float64], pick: int, h: float) -> float:
+def _given(unit: NDArray[np.float64], pick: int, kind: Similarity) -> float:
     """The variance of a pick given its nearest earlier ones."""
     earlier = unit[:pick]
     near = earlier[np.argsort(-(earlier @ unit[pick]), kind="stable")[:KNOWN_ROWS]]
-    s = kernel.similarities(near, near, h)
+    s = dpp.block(near, near, kind)
     s[np.diag_indices(len(s))] = 1.0 + dpp.VARIANCE_FLOOR
-    own = kernel.similarities(near, unit[pick : pick + 1], h)[:, 0]
+    own = dpp.block(near, unit[pick : pick + 1], kind)[:, 0]
     return max(1.0 - float(np.dot(own, np.linalg.solve(s, own))), dpp.VARIANCE_FLOOR)
 
 
@@ -237,10 +252,10 @@ def needed_bytes(n: int, d: int, k: int, cells: int, probes: int, neighbours: in
     return n * (8 * probes + 8 * neighbours + 64) + 4 * k * (d + 8) + 4 * cells * (41 * d + 8_192) + SOLVED_BYTES
 
 
-def _select(rows: _Rows, picks: _Picks, h: float) -> int:
+def _select(rows: _Rows, picks: _Picks, kind: Similarity, limits: Limits) -> int:
     """Pick until there are k, or no row is left that is not a copy; returns how many were picked."""
     n, m = rows.near.shape
-    k, jitter = len(picks.rows), JITTER * (1.0 + 1.0 / h)
+    k, jitter = len(picks.rows), JITTER * (1.0 + 1.0 / kind.h)
     # After a pick, probes / cells of all rows are out of date: a batch much larger than its inverse is evaluated for
     # nothing.
     batch = int(np.clip(4 * len(picks.last) // rows.cells.shape[1], 32, 1_024))
@@ -255,6 +270,8 @@ def _select(rows: _Rows, picks: _Picks, h: float) -> int:
     t = 0
     with ThreadPoolExecutor(neighbors.threads()) as pool:
         while t < k:
+            if len(limits.room):
+                rows.bound[~bounded.fitting(limits)] = 0.0
             top, beyond, _ = dpp.highest(rows.bound, max(2_048, n // 64))
             if not top.size:
                 break
@@ -263,15 +280,15 @@ def _select(rows: _Rows, picks: _Picks, h: float) -> int:
             stale = stale[np.argsort(rows.cells[stale, 0], kind="stable")]
             for part in np.array_split(stale, -(-len(stale) // (seats // 2))) if stale.size else []:
                 _seat_all(solved, part)
-                work = partial(_evaluate, rows, picks, solved, part, beyond, h, jitter)
+                work = partial(_evaluate, rows, picks, solved, part, beyond, kind, jitter)
                 neighbors.in_threads(pool, work, len(part), 16)
             bounds = rows.bound[top]
             peaks = np.maximum.reduceat(bounds, np.arange(0, len(top), 64))
             while t < k:
-                t, count, rest = _advance(rows, picks, solved, top, bounds, peaks, beyond, t, todo, places)
+                t, count, rest = _advance(rows, picks, solved, top, bounds, peaks, beyond, t, todo, places, limits)
                 if count == 0:
                     break
-                work = partial(_evaluate, rows, picks, solved, todo, rest, h, jitter)
+                work = partial(_evaluate, rows, picks, solved, todo, rest, kind, jitter)
                 neighbors.in_threads(pool, work, count, 16)
                 _settle(rows, top, bounds, peaks, places, count)
     return t
@@ -309,6 +326,7 @@ def _advance(
     t: int,
     todo: NDArray[np.int64],
     places: NDArray[np.int64],
+    limits: Limits,
 ) -> tuple[int, int, float]:
     """Pick while the best row is up to date; then list the rows on top that are not."""
     solved.clock[0] += 1
@@ -325,6 +343,10 @@ def _advance(
             break
         place = dpp.first(bounds, peaks, best)
         row = top[place]
+        if not bounded.fits(limits, row):
+            rows.bound[row] = 0.0
+            dpp.lower(bounds, peaks, place, 0.0)
+            continue
         total = 0
         for probe in range(rows.cells.shape[1]):
             total += picks.length[rows.cells[row, probe]]
@@ -347,6 +369,7 @@ def _advance(
             picks.last[cell] = t
             picks.length[cell] += 1
             rows.bound[row] = 0.0
+            bounded.take(limits, row)
             t += 1
         dpp.lower(bounds, peaks, place, 0.0)
     for i in range(kept):
@@ -423,7 +446,7 @@ def _read(rows: _Rows, picks: _Picks, solved: _Solved, row: int, seat: int, prob
 
 @kernel.compiled
 def _condition(
-    rows: _Rows, picks: _Picks, solved: _Solved, row: int, seat: int, enough: float, h: float, jitter: float
+    rows: _Rows, picks: _Picks, solved: _Solved, row: int, seat: int, enough: float, kind: Similarity, jitter: float
 ) -> Any:
     """The row's variance given its nearest picks, one after the other, or until it is below ``enough``."""
     factor, weight = solved.factor[seat], solved.weight[seat]
@@ -431,12 +454,12 @@ def _condition(
     for a in range(rows.held[row]):
         if a >= solved.known[seat]:
             one = rows.near[row, a]
-            value = math.exp((rows.cosine[row, a] - 1.0) / h)
+            value = dpp.similar(rows.cosine[row, a], kind)
             diagonal = 1.0 + jitter
             own = a * (a + 1) // 2
             for b in range(a):
                 cosine = dpp.dot(picks.x[one], picks.x[rows.near[row, b]])
-                s = math.exp(min(cosine - 1.0, 0.0) / h)
+                s = dpp.similar(cosine, kind)
                 other = b * (b + 1) // 2
                 for e in range(b):
                     s -= factor[own + e] * factor[other + e]
@@ -455,13 +478,21 @@ def _condition(
 
 
 @kernel.compiled
+def _cosine(s: float, kind: Similarity) -> float:
+    """The cosine at which the similarity is s > 0."""
+    if kind.kind == 2:
+        return s
+    return 1.0 + kind.h * (math.log(s) if kind.kind == 0 else 1.0 - 1.0 / s)
+
+
+@kernel.compiled
 def _evaluate(
     rows: _Rows,
     picks: _Picks,
     solved: _Solved,
     todo: NDArray[np.int64],
     rest: float,
-    h: float,
+    kind: Similarity,
     jitter: float,
     first: int,
     last: int,
@@ -473,7 +504,7 @@ def _evaluate(
         variance = rows.bound[row] / rows.squared[row]
         enough = DEPTH * rest / rows.squared[row]
         # The cosine of a single pick that rules the row out.
-        alone = 1.0 + 0.5 * h * math.log(1.0 - enough) if enough < 1.0 else -1.0
+        alone = _cosine(math.sqrt(1.0 - enough), kind) if enough < 1.0 else -1.0
         total = 0
         if solved.known[seat] == 0:
             for end in range(1, rows.held[row]):
@@ -482,12 +513,12 @@ def _evaluate(
             total += picks.length[rows.cells[row, probe]]
             highest = _read(rows, picks, solved, row, seat, probe, alone)
             if highest > alone:
-                s = math.exp((highest - 1.0) / h)
+                s = dpp.similar(highest, kind)
                 variance = min(variance, 1.0 - s * s / (1.0 + jitter))
                 break
             if probe == 0 or probe == probes - 1:
                 if not rows.complete[row]:
-                    variance = min(variance, _condition(rows, picks, solved, row, seat, enough, h, jitter))
+                    variance = min(variance, _condition(rows, picks, solved, row, seat, enough, kind, jitter))
                 if variance < enough:
                     break
         else:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-SIMILARITIES = ("gaussian", "linear")
-
 RANK = 1e-12
 """Eigenvalues below this fraction of the largest one are rounding."""
 
@@ -46,9 +44,9 @@ def kdpp(
         embeddings: (n, d) of norm 1.
         quality: (n,) ≥ 0; see :func:`p3select.kernel.quality`.
         k: 1 ≤ k ≤ n, and at most the rank of L.
-        scale: h of the similarity ``gaussian``; None: the data's own, by :func:`p3select.kernel.scale`.
-        similarity: ``gaussian``, S_ij = exp((cos_ij − 1) / h), as for ``dpp``: rank up to n, time O(n³), memory
-            :func:`needed_bytes`. ``linear``, S_ij = cos_ij: rank up to d, time O(n (d² + k²)), memory O(n d).
+        scale: h of ``gaussian`` and ``cauchy``; None: the data's own, by :func:`p3select.kernel.scale`.
+        similarity: ``gaussian`` or ``cauchy``, as for ``dpp``: rank up to n, time O(n³), memory :func:`needed_bytes`.
+            ``linear``, S_ij = cos_ij: rank up to d, time O(n (d² + k²)), memory O(n d).
         seed: Of :func:`numpy.random.default_rng`. For a new draw in each epoch put the epoch into it.
 
     Returns:
@@ -59,20 +57,16 @@ def kdpp(
         InputError: Embeddings, quality, k or scale that cannot be used; a rank below k; an unknown similarity, or
             a scale given with ``linear``, where it would have no effect; more memory needed than the machine has left.
     """
-    if similarity not in SIMILARITIES:
-        raise InputError(f"unknown similarity {similarity!r}: there are {', '.join(SIMILARITIES)}")
     embeddings, q, k = embedded("kdpp", embeddings, quality, k)
+    kind = dpp.checked_similarity(embeddings, similarity, scale)
     if similarity == "linear":
-        if scale is not None:
-            raise InputError(f"scale {scale}: similarity 'linear' takes none")
         features = kernel.unit_rows(embeddings) * q[:, None]
         values, dual = eigh(features.T @ features)
     else:
-        h = dpp.checked_scale(embeddings, scale)
         remedy = "similarity linear, selector dpp or dpp-local"
         dpp.afford("kdpp", needed_bytes(q.size, k), k, q.size, remedy)
         unit = kernel.unit_rows(embeddings)
-        matrix = kernel.similarities(unit, unit, h)
+        matrix = dpp.block(unit, unit, kind)
         matrix *= q[:, None]
         matrix *= q
         values, vectors = eigh(matrix, overwrite_a=True)
@@ -90,7 +84,7 @@ def kdpp(
     if similarity == "linear":
         part = features[rows] @ features[rows].T
     else:
-        part = kernel.similarities(unit[rows], unit[rows], h) * np.outer(q[rows], q[rows])
+        part = dpp.block(unit[rows], unit[rows], kind) * np.outer(q[rows], q[rows])
     return _listed(rows, part)
 
 

@@ -21,7 +21,19 @@ import pyarrow as pa
 import torch
 import transformers
 
-from p3select import difficulties, embeddings, index, kernel, paces, scores, selection, selectors, tokenised, tokens
+from p3select import (
+    constraints,
+    difficulties,
+    embeddings,
+    index,
+    kernel,
+    paces,
+    scores,
+    selection,
+    selectors,
+    tokenised,
+    tokens,
+)
 from p3select.errors import InputError, MismatchError, MissingLibraryError
 from p3select.run import Run
 from p3select.scorers.transformers import TransformersScorer
@@ -51,6 +63,8 @@ def attach(
     shuffle: bool = True,
     check: str = "loss",
     tokenizer: Any = None,
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
+    batches: Callable[[Any], Any] | None = None,
     budget: int | str | None = None,
     pace: str = "linear:50:95",
     difficulty: str = "p3",
@@ -77,11 +91,13 @@ def attach(
     A training that is resumed from a checkpoint, in the middle of an epoch or at its end, goes on with the rows
     that it would have had, in the same order.
 
-    A row of the run is found in ``trainer.train_dataset`` by the column ``row`` (:func:`dataset` makes it) or, where
-    there is none, by its position.
+    A row of the run is found in ``trainer.train_dataset`` by ``rows``, by the column ``row`` (:func:`dataset` makes it)
+    or, where there is neither, by its position.
+
+    In several processes each trains its share of the same order. Live selection is for one process.
 
     Args:
-        trainer: A ``transformers.Trainer`` or one of its children, such as TRL's ``SFTTrainer``, in one process.
+        trainer: A ``transformers.Trainer`` or one of its children, such as TRL's ``SFTTrainer``.
         run: The run folder: with indices for ``num_train_epochs`` epochs, or, for live selection, with embeddings
             if the selector goes by them.
         shuffle: Shuffle each epoch's rows, by the trainer's ``data_seed`` (or ``seed``) and the epoch; else they
@@ -90,6 +106,10 @@ def attach(
             of :mod:`p3select.tokens`, and the tokens with a loss are those that it scores), ``tokens`` (the ids;
             the loss may lie elsewhere), ``text`` (prompt and completion, or messages) or ``none``.
         tokenizer: The model's tokenizer; None for the trainer's ``processing_class``.
+        rows: (len(train_dataset),) the number in the run of each row, for datasets that cannot have the column.
+        batches: For trainers that pack: called with the sampler of an epoch's rows, it gives a
+            ``torch.utils.data.BatchSampler`` of them whose length is that of every epoch. None for one row after
+            another.
         budget: Select live, so many rows in each epoch: a count, or a share such as ``"20%"``. What follows is for
             live selection only.
         pace: See :func:`p3select.select`.
@@ -136,17 +156,18 @@ def attach(
         raise InputError(f"check {check!r}: one of {', '.join(CHECKS)}")
     run = run if isinstance(run, Run) else Run(run)
     tokenizer = trainer.processing_class if tokenizer is None else tokenizer
-    epochs = _epochs(trainer.args)
-    source: _Indices | _Live
+    epochs = whole_epochs(trainer.args.num_train_epochs)
+    source: Indices | _Live
     if budget is None:
         _refuse_without_budget({**scoring, **selecting, **handling})
-        source = _Indices(run, epochs)
+        source = Indices(run, epochs)
     else:
         source = _Live(trainer, run, epochs, tokenizer, scoring, selecting, **handling)
-    _refuse_settings(trainer.args, epochs, source.k)
-    attached = _Attached(trainer, source, epochs, shuffle, check, tokenizer)
+    attached = _Attached(trainer, source, epochs, shuffle, check, tokenizer, rows)
+    attached.batches = None if batches is None else batches(attached)
+    attached.refuse_settings(trainer.args)
     if trainer.train_dataset is not None:
-        _positions(trainer, len(source.dataset))
+        _positions(trainer, len(source.dataset), rows)
     trainer._get_train_sampler = attached.sampler
     trainer.add_callback(attached)
 
@@ -175,19 +196,42 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
     """The sampler of the trainer, and the callback that gives it an epoch's rows before it is iterated."""
 
     def __init__(
-        self, trainer: Any, source: _Indices | _Live, epochs: int, shuffle: bool, check: str, tokenizer: Any
+        self,
+        trainer: Any,
+        source: Indices | _Live,
+        epochs: int,
+        shuffle: bool,
+        check: str,
+        tokenizer: Any,
+        numbers: Sequence[int] | NDArray[np.int64] | None,
     ) -> None:
         self.trainer, self.source, self.epochs = trainer, source, epochs
-        self.shuffle, self.check, self.tokenizer = shuffle, check, tokenizer
+        self.shuffle, self.check, self.tokenizer, self.numbers = shuffle, check, tokenizer, numbers
+        self.batches: Any = None
         # Epochs begun, and the order of rows of the one that a checkpoint is from the middle of.
         self.done, self.resumed = 0, None
+        # Epoch → what its rows were, in any order.
+        self.trained: dict[str, str] = {}
         self.where: NDArray[np.int64] | None = None
         self.positions: list[int] = []
 
-    def sampler(self, *_: Any) -> _Attached:
+    def sampler(self, *_: Any) -> Any:
         """Stands in for ``Trainer._get_train_sampler``; called once, when a training starts."""
-        self.where = _positions(self.trainer, len(self.source.dataset))
-        return self
+        self.where = _positions(self.trainer, len(self.source.dataset), self.numbers)
+        return self if self.batches is None else self.batches
+
+    def steps(self, args: Any) -> int:
+        """Optimiser steps in an epoch."""
+        return steps_per_epoch(
+            self.source.k if self.batches is None else len(self.batches),
+            1 if self.batches is not None else args.train_batch_size,
+            args.world_size,
+            args.gradient_accumulation_steps,
+        )
+
+    def refuse_settings(self, args: Any) -> None:
+        """Refuse trainer arguments with which rows would be trained twice, in part or not at all."""
+        _refuse_settings(args, self.epochs, self.source.k, self.steps(args), packed=self.batches is not None)
 
     def __len__(self) -> int:
         return self.source.k
@@ -197,8 +241,8 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Find where the training stands, and whether it can go on from there."""
-        _refuse_settings(args, self.epochs, self.source.k)
-        steps = _steps(args, self.source.k)
+        self.refuse_settings(args)
+        steps = self.steps(args)
         if self.where is None or state.max_steps != self.epochs * steps:
             raise InputError(
                 f"the trainer is about to make {state.max_steps} steps, where {self.epochs} epochs of "
@@ -206,7 +250,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 "not use _get_train_sampler"
             )
         self.done, inside = divmod(state.global_step, steps)
-        self.resumed = None
+        self.resumed, self.trained = None, {}
         if state.global_step:
             known = state.stateful_callbacks.get(_KEY)
             if known is None:
@@ -220,19 +264,31 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 raise InputError("ignore_data_skip=True would train rows of the resumed epoch twice: leave it False")
             if inside:
                 self.resumed = known["order"]
+            self._refuse_another_run(known["trained"])
         self.source.begin(self.done + 1)
         if self.check != "none":
             for rows, settings in self.source.candidates():
                 self._compare(rows, settings)
 
+    def _refuse_another_run(self, trained: Mapping[str, str]) -> None:
+        """Refuse a checkpoint whose epochs had other rows than the run's; a trainer may take one up by itself."""
+        for epoch in range(1, self.done + 1):
+            path = self.source.run.index(epoch)
+            if path.exists() and trained.get(str(epoch)) != _digest(np.sort(index.read(path).rows)):
+                raise MismatchError(
+                    f"{path}: not the rows that the checkpoint was trained on in epoch {epoch}: it is of another run "
+                    "folder, or the index was replaced; begin a new training, with another output_dir"
+                )
+        self.trained = dict(trained)
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Give the sampler the rows of the epoch, in the order in which they are trained."""
         epoch = self.done = self.done + 1
         rows = self.source.rows(epoch, self.resumed is not None)
+        self.trained[str(epoch)] = _digest(np.sort(rows))
         if self.shuffle:
-            seed = args.seed if args.data_seed is None else args.data_seed
-            rows = rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
-        order = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+            rows = shuffled(rows, args.seed if args.data_seed is None else args.data_seed, epoch)
+        order = _digest(rows)
         if self.resumed not in (None, order):
             raise MismatchError(
                 f"{self.source.run.index(epoch)}: not the rows, or not the order, with which the checkpoint began "
@@ -245,10 +301,15 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         if len(gone):
             raise InputError(
                 f"epoch {epoch}: {len(gone)} of {len(rows)} selected rows are not in the trainer's train_dataset (row "
-                f"{_few(gone)}); TRL drops rows of which max_length leaves nothing to train: raise it, or select anew"
+                f"{few(gone)}); TRL drops rows of which max_length leaves nothing to train: raise it, or select anew"
             )
         self.positions = self.where[rows].tolist()
-        state.stateful_callbacks[_KEY] = {"epoch": epoch, "steps": _steps(args, self.source.k), "order": order}
+        state.stateful_callbacks[_KEY] = {
+            "epoch": epoch,
+            "steps": self.steps(args),
+            "order": order,
+            "trained": dict(self.trained),
+        }
 
     def _compare(self, rows: NDArray[np.int64], settings: Mapping[str, Any]) -> None:
         """Compare rows of the run with the train dataset's, as far as these are there."""
@@ -291,8 +352,8 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         )
 
 
-class _Indices:
-    """Rows from index files made beforehand."""
+class Indices:
+    """Rows from index files made beforehand: of all epochs, each of ``k`` rows."""
 
     # Whether candidates() gives rows that are chosen already.
     chosen = True
@@ -357,9 +418,14 @@ class _Live:
         self.scoring, self.selecting = scoring, selecting
         self.overwrite, self.show_progress = overwrite, show_progress
         self.dataset = run.dataset()
-        self.k = selection.budget_rows(selecting["budget"], len(self.dataset))
+        self.k = constraints.budget_rows(selecting["budget"], len(self.dataset))
         if self.k > len(self.dataset):
             raise InputError(f"budget {selecting['budget']!r}: the run has {len(self.dataset)} rows")
+        if trainer.args.world_size > 1:
+            raise InputError(
+                f"{trainer.args.world_size} processes: live selection is for one process; make the index files of all "
+                "epochs beforehand, or use 'p3select loop'"
+            )
         if tokenizer is None:
             raise InputError("live selection needs the model's tokenizer, and the trainer has none: give tokenizer=…")
         # What would come out after a pass over all rows is said now.
@@ -382,7 +448,7 @@ class _Live:
         ]
         if left and not self.overwrite:
             raise MismatchError(
-                f"{self.run.path}: has scores or an index of epoch {_few(left)}, left by an earlier training, and "
+                f"{self.run.path}: has scores or an index of epoch {few(left)}, left by an earlier training, and "
                 f"epoch {epoch} is yet to be trained: give attach overwrite=True to replace them, or another run folder"
             )
         self.engine = TransformersScorer((self.trainer.model, self.tokenizer))
@@ -473,16 +539,25 @@ def _random_states_kept() -> Iterator[None]:
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-def _epochs(args: Any) -> int:
-    if args.num_train_epochs < 1 or args.num_train_epochs != int(args.num_train_epochs):
-        raise InputError(f"num_train_epochs={args.num_train_epochs}: an index is for a whole epoch; give 1, 2, …")
-    return int(args.num_train_epochs)
+def whole_epochs(number: float) -> int:
+    """A trainer's number of epochs, where it is one that can be selected for."""
+    if number < 1 or number != int(number):
+        raise InputError(f"num_train_epochs={number}: an index is for a whole epoch; give 1, 2, …")
+    return int(number)
 
 
-def _steps(args: Any, k: int) -> int:
-    """Optimiser steps in an epoch of k rows."""
-    batches = math.ceil(k / int(args.train_batch_size))
-    return math.ceil(batches / int(args.gradient_accumulation_steps))
+def steps_per_epoch(k: int, batch: int, processes: int, accumulation: int) -> int:
+    """Optimiser steps in an epoch of k rows, ``batch`` at a time in each process, ``accumulation`` batches a step."""
+    return math.ceil(math.ceil(k / (batch * processes)) / accumulation)
+
+
+def shuffled(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """An epoch's rows in the order in which :func:`attach` has them trained, for a seed of the trainer."""
+    return rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
+
+
+def _digest(rows: NDArray[np.int64]) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 
 def _refuse_without_budget(options: Mapping[str, Any]) -> None:
@@ -494,12 +569,17 @@ def _refuse_without_budget(options: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_settings(args: Any, epochs: int, k: int) -> None:
-    """Refuse trainer arguments with which rows would be trained twice, in part or not at all."""
-    steps = epochs * _steps(args, k)
+def _refuse_settings(args: Any, epochs: int, k: int, per_epoch: int, *, packed: bool) -> None:
+    steps = epochs * per_epoch
     strategy = getattr(args, "train_sampling_strategy", "random")
+    together = args.train_batch_size * args.world_size
     for wrong, why in (
-        (args.world_size > 1, f"{args.world_size} processes: it works in one process only, so far"),
+        (
+            args.world_size > 1 and not packed and k % together,
+            f"{k} rows in batches of {args.train_batch_size} in {args.world_size} processes: the last batches would be "
+            f"filled up with rows that are trained already; give a budget that is a multiple of {together}, such as "
+            f"{k // together * together or together}",
+        ),
         (getattr(args, "packing", False), "packing=True: TRL merges rows before training; set packing=False"),
         (
             strategy != "random" or getattr(args, "group_by_length", False),
@@ -511,7 +591,7 @@ def _refuse_settings(args: Any, epochs: int, k: int) -> None:
             "auto_find_batch_size=True: it begins anew with weights that are trained already; set it to False",
         ),
         (
-            args.dataloader_drop_last and k % args.train_batch_size,
+            args.dataloader_drop_last and not packed and k % args.train_batch_size,
             f"dataloader_drop_last=True: {k} rows in batches of {args.train_batch_size} leave the last "
             f"{k % args.train_batch_size} untrained; set it to False",
         ),
@@ -524,7 +604,7 @@ def _refuse_settings(args: Any, epochs: int, k: int) -> None:
             raise InputError(why)
 
 
-def _positions(trainer: Any, n: int) -> NDArray[np.int64]:
+def _positions(trainer: Any, n: int, numbers: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Where in the trainer's dataset each row of the run is, (n,); −1 where it is not."""
     given = trainer.train_dataset
     if isinstance(given, torch.utils.data.IterableDataset) or not hasattr(given, "__len__"):
@@ -533,7 +613,9 @@ def _positions(trainer: Any, n: int) -> NDArray[np.int64]:
             "such as a datasets.Dataset"
         )
     where = np.full(n, -1)
-    if "row" not in (getattr(given, "column_names", None) or ()):
+    if numbers is not None and len(numbers) != len(given):
+        raise InputError(f"rows: {len(numbers)} numbers, and train_dataset has {len(given)} rows; give one for each")
+    if numbers is None and "row" not in (getattr(given, "column_names", None) or ()):
         if len(given) != n or getattr(trainer.args, "shuffle_dataset", False):
             raise InputError(
                 f"train_dataset: {len(given)} rows without a column 'row', and the run has {n}"
@@ -542,15 +624,16 @@ def _positions(trainer: Any, n: int) -> NDArray[np.int64]:
             )
         where[:] = np.arange(n)
         return where
-    rows = np.asarray(given.with_format(None)["row"][:])
+    source = "column 'row'" if numbers is None else "list of rows"
+    rows = np.asarray(given.with_format(None)["row"][:] if numbers is None else numbers)
     outside = rows[(rows < 0) | (rows >= n)] if np.issubdtype(rows.dtype, np.integer) else rows
     if len(outside):
-        raise MismatchError(f"train_dataset: its column 'row' has {_few(outside)}; the run has rows 0 to {n - 1}")
+        raise MismatchError(f"train_dataset: its {source} has {few(outside)}; the run has rows 0 to {n - 1}")
     rows = rows.astype(np.int64)
     where[rows] = np.arange(len(rows))
     twice = np.flatnonzero(np.bincount(rows, minlength=n) > 1)
     if len(twice):
-        raise MismatchError(f"train_dataset: its column 'row' has {_few(twice)} more than once")
+        raise MismatchError(f"train_dataset: its {source} has {few(twice)} more than once")
     return where
 
 
@@ -608,5 +691,6 @@ def _other_text(item: Any, text: Mapping[str, Any], tokenizer: Any) -> str | Non
     return None
 
 
-def _few(numbers: Sequence[Any] | NDArray[Any]) -> str:
+def few(numbers: Sequence[Any] | NDArray[Any]) -> str:
+    """The first of some numbers, for a message."""
     return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")

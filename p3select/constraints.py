@@ -1,0 +1,202 @@
+"""What users ask of a selection beside the best rows, from their words to arrays.
+
+A budget in tokens, at most N rows for each value of a column, shares for values of a column, rows to keep and to leave
+out. :mod:`p3select.limits` does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p3select import dataset as data
+from p3select import fingerprints, index
+from p3select.errors import InputError, MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from p3select.limits import Limits
+    from p3select.run import Run
+
+TOKENS = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)tok")
+UNITS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+def budget_tokens(budget: int | str) -> int | None:
+    """A budget in tokens as a count; None where it is in rows.
+
+    Args:
+        budget: Such as ``"2Mtok"``, ``"500ktok"``, ``"1500tok"``.
+
+    Raises:
+        InputError: It comes to less than one token.
+    """
+    found = TOKENS.fullmatch(str(budget).strip())
+    if not found:
+        return None
+    tokens = round(float(found[1]) * UNITS[found[2]])
+    if tokens < 1:
+        raise InputError(f"budget {budget!r}: comes to {tokens} tokens; give at least 1tok")
+    return tokens
+
+
+def budget_rows(budget: int | str, rows: int) -> int:
+    """A budget in rows as a count.
+
+    Args:
+        budget: A count, or a share such as ``"20%"`` (rounded down).
+        rows: Rows of the dataset.
+
+    Raises:
+        InputError: It is neither, or comes to less than one row.
+    """
+    text = str(budget).strip()
+    try:
+        share = float(text[:-1]) if text.endswith("%") else None
+        wanted = int(text) if share is None else 0
+    except ValueError:
+        raise InputError(
+            f"budget {budget!r}: give a count of rows such as 1000, a share such as 20%, or tokens such as 2Mtok"
+            + ("; here rows are needed" if budget_tokens(budget) else "")
+        ) from None
+    if share is not None:
+        if not 0 < share <= 100:
+            raise InputError(f"budget {budget!r}: a share is above 0% and at most 100%")
+        wanted = int(rows * share / 100)
+    if wanted < 1:
+        raise InputError(f"budget {budget!r}: comes to {wanted} of {rows} rows; give at least 1")
+    return wanted
+
+
+def listed(name: str, given: str | Path | Sequence[int] | None, run: Run) -> NDArray[np.int64]:
+    """The rows to keep, or to leave out, as row numbers of the dataset, ascending.
+
+    Args:
+        name: Of the option, for messages.
+        given: A file (see :func:`p3select.dataset.listed`), row numbers, or None.
+        run: The run folder.
+
+    Raises:
+        InputError: No such file, or a row that the dataset has not.
+        MismatchError: The file is an index of other data.
+    """
+    if given is None:
+        return np.zeros(0, np.int64)
+    rows = int(run.info()["dataset"]["rows"])
+    if not isinstance(given, str | Path):
+        numbers = np.asarray(given, np.int64)
+        outside = numbers[(numbers < 0) | (numbers >= rows)]
+        if outside.size:
+            raise InputError(f"{name}: row {outside[0]} is not there; the dataset has {rows} rows, from 0")
+        return np.unique(numbers)
+    dataset = run.dataset()
+    if index.is_index(Path(given)) and index.read(Path(given)).metadata["dataset_fingerprint"] != dataset.fingerprint:
+        raise MismatchError(f"{given}: an index of other data than {run.path}")
+    return data.listed(given, dataset)
+
+
+def described(rows: NDArray[np.int64]) -> dict[str, Any] | None:
+    """Rows to keep or to leave out, as the index's metadata have them."""
+    return {"rows": len(rows), "fingerprint": fingerprints.of_json(rows.tolist())} if len(rows) else None
+
+
+def limits(
+    run: Run,
+    pool: NDArray[np.int64],
+    budget: tuple[int, NDArray[np.int64] | None],
+    at_most: int | None,
+    per: str | None,
+    share: str | None,
+) -> Limits | None:
+    """The limits of a selection; None where there are none.
+
+    Args:
+        run: The run folder.
+        pool: (n,) the rows to choose from.
+        budget: How much, and int (n,) what each row costs of it, or None for one each.
+        at_most: Rows for each value of the column ``per``.
+        per: A column of the data.
+        share: ``COLUMN=VALUE:40%,VALUE:60%``: shares of the budget; the other values together have the rest.
+
+    Raises:
+        InputError: Options that do not go together, no such column or value, or limits that no selection can keep.
+    """
+    total, costs = budget
+    if (at_most is None) != (per is None):
+        raise InputError("at_most and per go together, as in --at-most 1 --per prompt")
+    if at_most is None and share is None and costs is None:
+        return None
+    from p3select import limits as bounded  # compiled; most selections do without
+
+    some = [] if costs is None else [bounded.budget(costs, total)]
+    if at_most is not None and per is not None:
+        values = _values(run, per)
+        one = bounded.at_most(at_most, values[pool])
+        most = at_most * len(np.unique(values))
+        if costs is None and most < total:
+            raise InputError(
+                f"at most {at_most} rows for each of the {most // at_most:,} values of {per!r} are {most:,}, fewer "
+                f"than the budget of {total:,}; give a smaller budget, or allow more of a value"
+            )
+        some.append(one)
+    if share is not None:
+        column, parts = _shares(share)
+        values = _values(run, column)
+        for name in parts:
+            if name not in values:
+                known = ", ".join(map(str, np.unique(values)[:8]))
+                raise InputError(f"share {share!r}: no row has {name!r} in column {column!r}; it has {known}, …")
+        some.append(bounded.shares(parts, values[pool], total, costs))
+    return bounded.together(*some)
+
+
+def most_rows(costs: NDArray[np.int64], total: int, keep: NDArray[np.int64]) -> int:
+    """How many rows fit into a budget at most: the rows to keep and the cheapest of the others.
+
+    Args:
+        costs: int (n,).
+        total: The budget.
+        keep: (m,) places of the rows to keep.
+
+    Raises:
+        InputError: Not even the rows to keep fit, or no row at all.
+    """
+    others = np.delete(costs, keep)
+    left = total - int(costs[keep].sum())
+    count = len(keep) + int(np.searchsorted(np.cumsum(np.sort(others)), left, side="right")) if left >= 0 else 0
+    if count < max(1, len(keep)):
+        least = int(costs[keep].sum()) if len(keep) else int(costs.min())
+        what = f"the {len(keep):,} rows to keep have" if len(keep) else "the shortest eligible row has"
+        raise InputError(f"budget of {total:,} tokens: {what} {least:,}; give a larger budget")
+    return count
+
+
+def _shares(text: str) -> tuple[str, Mapping[str, float]]:
+    column, equals, rest = text.partition("=")
+    parts: dict[str, float] = {}
+    for part in rest.split(","):
+        name, _, share = part.rpartition(":")
+        if not (equals and column and name and re.fullmatch(r"\d+(\.\d+)?%", share)) or name in parts:
+            raise InputError(f"share {text!r}: give COLUMN=VALUE:40%,VALUE:60%, each value once")
+        parts[name] = float(share[:-1]) / 100
+    return column, parts
+
+
+def _values(run: Run, name: str) -> NDArray[Any]:
+    """A column of the dataset as text, (rows,); null is "null"."""
+    column = data.column(run.dataset(), name)
+    if pa.types.is_nested(column.type):
+        column = pa.chunked_array([[json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]])
+    text = pc.fill_null(column.cast(pa.string()), "null").combine_chunks()
+    encoded = text.dictionary_encode() if isinstance(text, pa.Array) else text.chunk(0).dictionary_encode()
+    found: NDArray[Any] = np.array(encoded.dictionary.to_pylist(), object)[encoded.indices.to_numpy()]
+    return found

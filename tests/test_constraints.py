@@ -1,0 +1,222 @@
+"""What users ask of a selection beside the best rows: from the words of the command line to the index."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+import p3select
+from p3select import cli, constraints, index
+from p3select.errors import InputError, MismatchError
+from tests.fakes import FakeEncoder, FakeScorer
+
+ROWS = 120
+ALL = {"epoch": 1, "epochs": 1, "pace": "constant:100"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, smollm2, gsm8k):
+    """Rows of three sources, two completions a prompt, with ids."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("constraints")
+    frame = pl.read_parquet(gsm8k)[:ROWS].with_columns(
+        prompt=pl.lit("Question ") + (pl.int_range(ROWS) // 2).cast(pl.String),
+        source=pl.Series((["math"] * 3 + ["code", None]) * (ROWS // 5)),
+        turns=pl.Series([[{"role": "user", "content": str(i // 3)}] for i in range(ROWS)]),
+    )
+    frame.write_parquet(folder / "rows.parquet")
+    run = p3select.Run(folder / "run")
+    p3select.score(folder / "rows.parquet", run, scorer=FakeScorer(AutoTokenizer.from_pretrained(smollm2)))
+    p3select.embed(folder / "rows.parquet", run, FakeEncoder())
+    return run, frame
+
+
+def select(run, budget, **options):
+    return p3select.select(run, budget=budget, overwrite=True, **{**ALL, **options})
+
+
+def tokens(run):
+    return pl.read_parquet(run.scores(1) / "*.parquet").sort("row")["tokens"].to_numpy()
+
+
+@pytest.mark.parametrize("selector", ["dpp", "dpp-local", "topk", "uniform"])
+def test_a_budget_in_tokens_is_used_up_and_not_exceeded(made, selector):
+    run, _ = made
+    chosen = select(run, "2ktok", selector=selector)
+    used = int(tokens(run)[chosen.rows].sum())
+    assert chosen.metadata["tokens"] == used <= 2_000
+    assert chosen.metadata["budget"] == "2ktok"
+    left = np.setdiff1d(np.arange(ROWS), chosen.rows)
+    assert tokens(run)[left].min() > 2_000 - used  # nothing else would have fit
+    assert chosen.metadata["shortfall"] == 0
+
+
+def test_cost_weight_prefers_gain_for_tokens_and_gains_stay_those_of_the_determinant(made):
+    run, _ = made
+    lengths = tokens(run)
+    by_gain, by_cost = (select(run, "2ktok", selector="dpp", cost_weight=weight) for weight in (0.0, 1.0))
+    assert lengths[by_cost.rows].mean() < lengths[by_gain.rows].mean()
+    assert len(by_cost) > len(by_gain)
+    # With no weight the rows are those of a budget in rows until the first that does not fit.
+    plain = select(run, 20, selector="dpp").rows
+    fit = int(np.searchsorted(np.cumsum(lengths[plain]), 2_000, side="right"))
+    assert by_gain.rows[:fit].tolist() == plain[:fit].tolist()
+    # Both rows of a prompt have the same embedding: the second one of a pair, if any, has gain 0.
+    own = by_cost.gains > 0
+    x, q = np.load(run.embeddings)[by_cost.rows[own]].astype(float), by_cost.quality[own]
+    matrix = np.exp((np.minimum(x @ x.T, 1) - 1) / by_cost.metadata["scale"]) * np.outer(q, q)
+    assert np.log(by_cost.gains[own]).sum() == pytest.approx(np.linalg.slogdet(matrix).logabsdet, rel=1e-6)
+
+
+def test_a_budget_above_all_tokens_takes_all_rows_and_says_what_is_missing(made):
+    run, _ = made
+    chosen = select(run, "1Mtok")
+    assert len(chosen) == ROWS
+    assert chosen.metadata["shortfall"] == 1_000_000 - tokens(run).sum()
+
+
+def test_at_most_so_many_rows_of_a_value(made):
+    run, frame = made
+    chosen = select(run, 40, at_most=1, per="prompt")
+    assert frame["prompt"][chosen.rows.tolist()].n_unique() == len(chosen) == 40
+    chosen = select(run, 30, at_most=1, per="turns")  # conversations
+    assert len(set((chosen.rows // 3).tolist())) == 30
+    # 60 prompts in the data, fewer among the eligible rows.
+    chosen = select(run, 60, at_most=1, per="prompt", pace="constant:40")
+    assert chosen.metadata["shortfall"] == 60 - len(chosen) > 0
+    assert len(chosen) == frame["prompt"][np.flatnonzero(eligible(run, 40)).tolist()].n_unique()
+
+
+def eligible(run, percentile):
+    values = pl.read_parquet(run.scores(1) / "*.parquet").sort("row")["difficulty"].to_numpy()
+    return values <= np.percentile(values, percentile)
+
+
+def test_shares_of_rows_and_of_tokens(made):
+    run, frame = made
+    source = frame["source"].to_numpy()
+    chosen = select(run, 40, share="source=math:50%,code:25%")
+    assert (source[chosen.rows] == "math").sum() == 20
+    assert (source[chosen.rows] == "code").sum() == 10
+    assert select(run, 10, share="source=null:100%").rows.max() % 5 == 4
+    chosen = select(run, "3ktok", share="source=math:60%,code:40%", selector="topk")
+    lengths = tokens(run)[chosen.rows]
+    assert 1_800 - 60 < lengths[source[chosen.rows] == "math"].sum() <= 1_800
+    assert 1_200 - 60 < lengths[source[chosen.rows] == "code"].sum() <= 1_200
+    both = select(run, 20, share="source=math:50%,code:50%", at_most=1, per="prompt")
+    assert frame["prompt"][both.rows.tolist()].n_unique() == 20
+    assert (source[both.rows] == "code").sum() == 10
+
+
+def test_rows_to_include_and_to_exclude(made, tmp_path):
+    run, frame = made
+    hardest = np.flatnonzero(~eligible(run, 50))[:3].tolist()
+    first = select(run, 20, pace="constant:50")
+    kept = first.rows[:4].tolist()
+    (tmp_path / "rows.txt").write_text("".join(f"{row}\n" for row in hardest))
+    frame["id"][kept].to_frame().write_ndjson(tmp_path / "ids.jsonl")
+    chosen = select(run, 20, pace="constant:50", include=tmp_path / "rows.txt", exclude=tmp_path / "ids.jsonl")
+    assert set(chosen.rows[:3].tolist()) == set(hardest)
+    assert not set(kept) & set(chosen.rows.tolist())
+    assert len(chosen) == 20
+    assert chosen.metadata["include"]["rows"] == 3
+    assert chosen.metadata["exclude"] == constraints.described(np.sort(kept))
+    # The index of an earlier epoch is such a file.
+    path = tmp_path / "before.parquet"
+    index.write(first, path)
+    after = select(run, 20, exclude=path)
+    assert not set(first.rows.tolist()) & set(after.rows.tolist())
+    # λ is that of the rows left.
+    values = pl.read_parquet(run.scores(1) / "*.parquet").sort("row")["difficulty"].to_numpy()
+    half = select(run, 20, exclude=path, pace="constant:50")
+    assert half.metadata["lam"] == np.percentile(np.delete(values, first.rows), 50)
+
+
+def test_the_same_words_give_the_same_bytes_on_the_command_line(made, tmp_path, capsys):
+    run, _ = made
+    chosen = select(run, "1.5ktok", at_most=1, per="prompt", share="source=math:50%,code:50%", include=[6], whiten=True)
+    before = run.index(1).read_bytes()
+    (tmp_path / "keep.txt").write_text("6\n")
+    words = ["--epoch", "1", "--epochs", "1", "--pace", "constant:100", "--budget", "1.5ktok", "--at-most", "1"]
+    words += ["--per", "prompt", "--share", "source=math:50%,code:50%", "--include", str(tmp_path / "keep.txt")]
+    cli.main(["select", "--run", str(run.path), *words, "--whiten", "--json", "--overwrite"])
+    assert run.index(1).read_bytes() == before
+    assert json.loads(capsys.readouterr().out)["tokens"] == chosen.metadata["tokens"]
+    cli.main(["select", "--run", str(run.path), *words, "--whiten", "--overwrite"])
+    shown = capsys.readouterr().out
+    assert f"{chosen.metadata['tokens']:,}: " in shown
+    assert "included" in shown
+
+
+def test_similarity_and_whitening_change_the_kernel_and_are_recorded(made):
+    run, _ = made
+    picks = {}
+    for name, options in {
+        "gaussian": {},
+        "cauchy": {"similarity": "cauchy"},
+        "linear": {"similarity": "linear"},
+        "white": {"whiten": True},
+    }.items():
+        chosen = select(run, 30, selector="dpp", **options)
+        picks[name] = chosen.rows.tolist()
+        assert chosen.metadata["similarity"] == options.get("similarity", "gaussian")
+        assert chosen.metadata["whiten"] is bool(options.get("whiten"))
+        assert (chosen.metadata["scale"] is None) == (name == "linear")
+    assert len({tuple(rows) for rows in picks.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at_most": 1}, "at_most and per go together"),
+        ({"per": "prompt"}, "at_most and per go together"),
+        ({"at_most": 1, "per": "topic"}, "rows.parquet: no column 'topic'; it has .*source"),
+        ({"budget": 70, "at_most": 1, "per": "prompt"}, "60 values of 'prompt' are 60, fewer than the budget of 70"),
+        ({"share": "math:40%"}, "give COLUMN=VALUE:40%"),
+        ({"share": "source=math:40"}, "give COLUMN=VALUE:40%"),
+        ({"share": "source=math:40%,math:10%"}, "each value once"),
+        ({"share": "source=law:40%"}, "no row has 'law' in column 'source'; it has code, math, null"),
+        ({"share": "source=math:80%,code:30%"}, "at most 100%"),
+        ({"budget": 60, "share": "source=math:20%,code:80%"}, "share code: 0.8 of 60 rows is 48, .* have 24"),
+        ({"include": [120]}, "include: row 120 is not there"),
+        ({"include": [5], "exclude": [5]}, "row 5 is both"),
+        ({"include": [0, 1], "at_most": 1, "per": "prompt"}, "take 1 more than their limit allows"),
+        ({"budget": 2, "include": [0, 2, 4]}, "3 rows to keep"),
+        ({"budget": "100tok", "include": [0, 2, 4]}, "budget of 100 tokens: the 3 rows to keep have"),
+        ({"exclude": list(range(ROWS))}, "no row with a score is left"),
+        ({"include": "nowhere.parquet"}, "nowhere.parquet: the file is gone"),
+        ({"include": "rows.csv"}, "rows.csv: no such file of row numbers"),
+        ({"selector": "kdpp", "include": [1]}, "'kdpp' takes no rows to include"),
+        ({"selector": "kdpp", "budget": "1ktok"}, "'kdpp' takes no limits"),
+        ({"selector": "topk", "whiten": True}, "whiten: selector 'topk' takes none"),
+        ({"selector": "topk", "similarity": "cauchy"}, "similarity 'cauchy': selector 'topk' takes none"),
+        ({"similarity": "linear", "scale": 0.5}, "'linear' takes none"),
+        ({"cost_weight": 0.5}, "cost_weight 0.5: for a budget in tokens"),
+        ({"budget": "1ktok", "cost_weight": -1.0}, "cost_weight -1.0: a number from 0"),
+        ({"budget": "1ktok", "cost_weight": 0.5, "selector": "uniform"}, "for a selector that goes by quality"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_reason(made, options, message):
+    run, _ = made
+    with pytest.raises(InputError, match=message):
+        select(run, **{"budget": 20, **options})
+
+
+def test_a_file_of_rows_is_checked(made, tmp_path):
+    run, _ = made
+    for name, text, message in [
+        ("a.txt", "1\nx\n", "'x' is no row number"),
+        ("b.txt", "500\n", "row 500 is not there; the dataset has 120 rows"),
+        ("c.jsonl", '{"name": 1}\n', "no column 'row' of whole numbers, nor 'id'"),
+        ("d.jsonl", '{"id": "nobody"}\n', "d.jsonl, row 0: id nobody is none of the dataset's"),
+    ]:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=message):
+            select(run, 20, include=tmp_path / name)
+    chosen = select(run, 20)
+    other = index.Selection(**{**vars(chosen), "metadata": {**chosen.metadata, "dataset_fingerprint": "0" * 64}})
+    index.write(other, tmp_path / "other.parquet")
+    with pytest.raises(MismatchError, match=r"other.parquet: an index of other data"):
+        select(run, 20, include=tmp_path / "other.parquet")
