@@ -258,6 +258,15 @@ def embed(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     help="Rows: a count such as 1000, or a share of the dataset: 20%. Or completion tokens: 2Mtok.",
 )
 @SELECTING
+@click.option(
+    "--parts",
+    type=int,
+    metavar="P",
+    help="Select in P random parts, then from their union. [default: none; 8 with ray]",
+)
+@ENGINE
+@WORKERS
+@ADDRESS
 @SEED
 @OVERWRITE
 @JSON

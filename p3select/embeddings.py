@@ -29,6 +29,12 @@ TEXTS = ("prompt", "completion", "both")
 BUILTIN = {"sentence-transformers": ("p3select.encoders:SentenceTransformersEncoder", "hf")}
 # Rows read, encoded and written at a time; within them texts are sorted by length.
 BLOCK_ROWS = 2048
+# A row with another one at a higher cosine counts as a near-duplicate.
+TWIN = 0.95
+# Rows up to which all are compared with all.
+COMPARED_ROWS = 20_000
+# Above, cells of an inverted file in which a row's nearest one is sought.
+PROBES = 8
 
 
 class Encoder(Protocol):
@@ -82,7 +88,8 @@ def embed(
 
     Returns:
         A summary: rows, dimension, truncated (texts that the encoder cut), empty (rows without text, which all have
-        the same vector), reused (whether the vectors were there), seconds.
+        the same vector), near_duplicates (rows with another one at a cosine above ``TWIN``; above ``COMPARED_ROWS``
+        rows at least so many), reused (whether the vectors were there), seconds.
 
     Raises:
         InputError: Bad data or encoder, or a text with a vector that is zero or not finite; it names the row.
@@ -127,6 +134,7 @@ def embed(
         crew.close()
     made |= _assemble(run, folder, parts)
     made["empty"] = sum(not _text(row, text).strip() for row in _each(dataset)) if vectors is None else 0
+    made["near_duplicates"] = int(np.count_nonzero(twins(np.load(run.embeddings, mmap_mode="r"))))
     write_json(_manifest(run), made)
     shutil.rmtree(folder)
     return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
@@ -201,6 +209,37 @@ def read(run: Run) -> tuple[NDArray[np.float32], str]:
     return vectors, str(known["fingerprint"])
 
 
+def twins(vectors: NDArray[np.float32], cosine: float = TWIN) -> NDArray[np.bool_]:
+    """Which rows have another one at a higher cosine.
+
+    Args:
+        vectors: (n, d) of norm 1.
+        cosine: The threshold.
+
+    Returns:
+        (n,). Up to ``COMPARED_ROWS`` rows exactly. Above, a row's nearest one is sought in the ``PROBES`` cells nearest
+        to it of an inverted file (FAISS, IndexIVFFlat): a few may be missed, none is wrongly found.
+    """
+    import faiss
+
+    n, d = vectors.shape
+    found = np.zeros(n, np.bool_)
+    index: Any = faiss.IndexFlatIP(d)
+    if n > COMPARED_ROWS:
+        cells = int(4 * np.sqrt(n))
+        index = faiss.IndexIVFFlat(index, d, cells, faiss.METRIC_INNER_PRODUCT)
+        drawn = np.random.default_rng(0).choice(n, min(n, 40 * cells), replace=False)
+        index.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
+        index.nprobe = PROBES
+    for first in range(0, n, COMPARED_ROWS):
+        index.add(np.ascontiguousarray(vectors[first : first + COMPARED_ROWS]))
+    for first in range(0, n, COMPARED_ROWS):
+        # The second best: the best is the row itself, or a copy of it.
+        nearest, _ = index.search(np.ascontiguousarray(vectors[first : first + COMPARED_ROWS]), 2)
+        found[first : first + COMPARED_ROWS] = nearest[:, 1] > cosine
+    return found
+
+
 def _manifest(run: Run) -> Path:
     return run.embeddings.with_suffix(".json")
 
@@ -213,7 +252,7 @@ def _known(run: Run) -> dict[str, Any] | None:
 
 
 def _brief(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {key: manifest[key] for key in ("rows", "dimension", "truncated", "empty")}
+    return {key: manifest[key] for key in ("rows", "dimension", "truncated", "empty", "near_duplicates")}
 
 
 def _each(dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from p3select import (
     selectors,
     tokenised,
 )
+from p3select.distributed import ENGINES
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 # Rows on which diversity is measured: a log determinant costs their number cubed.
 DIVERSITY_ROWS = 2000
+# With Ray and no number given. The result depends on it, and not on the workers.
+PARTS = 8
 # What the metadata say of a selection that nobody asked for.
 RESULTS = ("eligible", "lam", "dependent", "shortfall", "tokens")
 # Added to the diagonal there, so that an exact copy costs 13.8 nats rather than infinity.
@@ -61,6 +65,10 @@ def select(
     share: str | None = None,
     include: str | Path | Sequence[int] | None = None,
     exclude: str | Path | Sequence[int] | None = None,
+    parts: int | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Selection:
@@ -97,7 +105,12 @@ def select(
         include: Rows that have to be selected, eligible or not, on which the others are conditioned: row numbers, or a
             file of them (see :func:`p3select.dataset.listed`). They count in the budget.
         exclude: Rows that may not be selected; λ is that of the others.
-        seed: For selectors that draw.
+        parts: Select in so many random parts, then from their union (see :mod:`p3select.partition`): for more rows than
+            one machine has memory or time for. None for no parts, or, with ``ray``, ``PARTS``.
+        engine: ``local``, or ``ray``: the parts on many machines, which share the run folder.
+        workers: With ``ray``: how many; None for one, or one for each GPU where the selector has a use for them.
+        address: With ``ray``: a cluster's address; None for a Ray of this machine's own.
+        seed: For selectors that draw, and for parts.
         overwrite: Replace an index of this epoch that was made otherwise.
 
     Returns:
@@ -147,10 +160,19 @@ def select(
     reason = None
     if selector == "auto":
         assert vectors is not None  # the scale has asked for them
-        selector, reason = choose(len(eligible), vectors.shape[1], k)
+        count = parts or (PARTS if engine == "ray" else 1)
+        # The largest of what is selected from: a part, or the union of what the parts gave.
+        largest = max(-(-len(eligible) // count), min(len(eligible), count * k) if count > 1 else 0)
+        selector, reason = choose(largest, vectors.shape[1], k)
         function = selectors.find(selector)
     if selector == "dpp":
         options["method"] = "dpp"
+    function, parts = _in_parts(
+        function,
+        (selector, parts, engine),
+        parameters,
+        {"run": run, "pool": eligible, "whiten": whiten, "workers": workers, "address": address},
+    )
     weight = _cost_weight(selector, tokens, cost_weight)
     seen = q if costs is None else q / costs ** (weight / 2)
     picked, gains = _picked(function, name_of(selector), (vectors, seen, k), options, limited=limits is not None)
@@ -189,6 +211,7 @@ def select(
             "share": share,
             "include": constraints.described(kept),
             "exclude": constraints.described(left_out),
+            "parts": parts,
             "seed": seed,
             "tokens": int(lengths[picked].sum()),
             "shortfall": 0 if tokens and len(picked) < len(eligible) else wanted - used,
@@ -303,6 +326,32 @@ def _options(
                 raise InputError(f"selector {name!r} takes no {what}: choose dpp, dpp-local, topk or uniform")
             options[keyword] = given[keyword]
     return h, options
+
+
+def _in_parts(
+    function: Callable[..., Any],
+    asked: tuple[str | Callable[..., Any], int | None, str],
+    parameters: Mapping[str, Any],
+    given: dict[str, Any],
+) -> tuple[Callable[..., Any], int | None]:
+    """The selector in parts, where that is asked for, and how many parts."""
+    selector, parts, engine = asked
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}: one of {', '.join(ENGINES)}")
+    if engine == "local":
+        for name in ("workers", "address"):
+            if given[name] is not None:
+                raise InputError(f"{name} {given[name]}: is for engine 'ray' alone")
+        if parts is None:
+            return function, None
+    parts = PARTS if parts is None else parts
+    if isinstance(parts, bool) or not isinstance(parts, int) or not 2 <= parts <= len(given["pool"]):
+        raise InputError(f"parts {parts!r}: from 2 to the {len(given['pool'])} eligible rows")
+    if not isinstance(selector, str) or "scale" not in parameters or selector == "kdpp":
+        raise InputError(f"parts: for greedy selectors on embeddings, by name; not {name_of(selector)!r}")
+    from p3select.partition import partitioned  # compiled; most selections do without
+
+    return partial(partitioned, selector=selector, parts=parts, engine=engine, **given), parts
 
 
 def _cost_weight(selector: str | Callable[..., Any], tokens: int | None, weight: float) -> float:

@@ -51,7 +51,8 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("budget", str(meta["budget"]))
     table.add_row("eligible", f"{meta['eligible']:,}")
     why = f" ({about['selector_reason']})" if about["selector_reason"] else ""
-    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{why}{_shortage(meta)}")
+    parts = f" in {meta['parts']} parts and from their union" if meta["parts"] else ""
+    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{parts}{why}{_shortage(meta)}")
     mean, pool = meta["tokens"] / len(chosen), about["tokens_eligible"] / about["pool"]
     table.add_row("tokens", f"{meta['tokens']:,}: {mean:,.1f} a row, of the rows to choose from {pool:,.1f}")
     for name in ("include", "exclude"):

@@ -5,7 +5,7 @@ import pytest
 import p3select
 from p3select import embeddings
 from p3select.errors import InputError, MismatchError
-from tests.test_selection import FakeEncoder
+from tests.fakes import FakeEncoder
 
 
 def test_they_are_unit_rows_in_file_order_and_memory_mapped(tmp_path, gsm8k, monkeypatch):
@@ -16,6 +16,7 @@ def test_they_are_unit_rows_in_file_order_and_memory_mapped(tmp_path, gsm8k, mon
         "dimension": 24,
         "truncated": 0,
         "empty": 0,
+        "near_duplicates": 0,
         "reused": False,
         "seconds": 0,
     }
@@ -121,3 +122,22 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, gsm8k):
             p3select.embed(gsm8k, tmp_path / "run", vectors=tmp_path / name)
     with pytest.raises(InputError, match="one of the two"):
         p3select.embed(gsm8k, tmp_path / "run")
+
+
+def test_near_duplicates_are_counted(tmp_path, gsm8k, monkeypatch):
+    frame = pl.read_parquet(gsm8k)
+    pl.concat([frame[:60], frame[:5], frame[100:110]]).write_parquet(tmp_path / "rows.parquet")
+    assert p3select.embed(tmp_path / "rows.parquet", tmp_path / "run", FakeEncoder())["near_duplicates"] == 10
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3_000, 16)) + 3.0 * rng.normal(size=(20, 16))[rng.integers(0, 20, 3_000)]
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    cosines = x @ x.T
+    np.fill_diagonal(cosines, -1.0)
+    wanted = cosines.max(axis=1) > 0.98
+    assert 20 < wanted.sum() < 2_900
+    np.testing.assert_array_equal(embeddings.twins(x, 0.98), wanted)
+    # By cells: none is wrongly found, few are missed.
+    monkeypatch.setattr(embeddings, "COMPARED_ROWS", 1_000)
+    found = embeddings.twins(x, 0.98)
+    assert not (found & ~wanted).any()
+    assert found.sum() > 0.97 * wanted.sum()

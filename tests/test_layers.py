@@ -31,6 +31,7 @@ ORDER = [
     "limits",
     "neighbors",
     "selectors",
+    "partition",
     "index",
     "constraints",
     "selection",
