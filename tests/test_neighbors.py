@@ -29,10 +29,19 @@ def test_nearest_is_by_falling_product_and_ties_go_to_the_lower_centre():
     np.testing.assert_array_equal(neighbors.nearest(x[:10], same, 3), np.tile([0, 1, 2], (10, 1)))
 
 
-def test_cells_hold_what_is_alike():
+@pytest.mark.parametrize(
+    "cells",
+    [
+        lambda x: neighbors.cells(x, 48, 4, seed=2),
+        # What runs where FAISS finds a GPU.
+        lambda x: neighbors.by_faiss(x, 48, 4, np.random.default_rng(2), gpu=False),
+    ],
+)
+def test_cells_hold_what_is_alike(cells):
     x, group = clustered(1, groups=12, each=100)
-    cell = neighbors.cells(x, 48, 4, seed=2)
+    cell = cells(x)
     assert cell.shape == (1_200, 4)
+    assert cell.dtype == np.int32
     assert all(len(set(row)) == 4 for row in cell.tolist())
     # Of rows that share their first cell nearly all are of one group.
     pairs = cell[:, :1] == cell[:, 0]
