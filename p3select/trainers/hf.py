@@ -65,6 +65,7 @@ def attach(
     tokenizer: Any = None,
     rows: Sequence[int] | NDArray[np.int64] | None = None,
     batches: Callable[[Any], Any] | None = None,
+    epoch: int | None = None,
     budget: int | str | None = None,
     pace: str = "linear:50:95",
     difficulty: str = "p3",
@@ -72,7 +73,14 @@ def attach(
     quality_weight: float = 1.0,
     fresh: float = 0.0,
     selector: str | Callable[..., Any] = "auto",
+    similarity: str = "gaussian",
     scale: float | None = None,
+    whiten: bool = False,
+    at_most: int | None = None,
+    per: str | None = None,
+    share: str | None = None,
+    include: str | Path | Sequence[int] | None = None,
+    exclude: str | Path | Sequence[int] | None = None,
     seed: int = 0,
     actions: str = "line",
     max_length: int | None = None,
@@ -96,6 +104,11 @@ def attach(
 
     In several processes each trains its share of the same order. Live selection is for one process.
 
+    **Epochs of different sizes** need a process for each, with ``epoch``: one training in several runs of the trainer.
+    Set ``max_steps`` to the steps of all epochs together (:func:`steps_per_epoch`), for the learning rates; from the
+    second epoch on resume from the checkpoint that the one before left at its end, with ``ignore_data_skip=True``. The
+    trainer stops, and saves, when the epoch's rows are trained.
+
     Args:
         trainer: A ``transformers.Trainer`` or one of its children, such as TRL's ``SFTTrainer``.
         run: The run folder: with indices for ``num_train_epochs`` epochs, or, for live selection, with embeddings
@@ -110,6 +123,7 @@ def attach(
         batches: For trainers that pack: called with the sampler of an epoch's rows, it gives a
             ``torch.utils.data.BatchSampler`` of them whose length is that of every epoch. None for one row after
             another.
+        epoch: Train this epoch alone, from its index file, which may have another number of rows than others.
         budget: Select live, so many rows in each epoch: a count, or a share such as ``"20%"``. What follows is for
             live selection only.
         pace: See :func:`p3select.select`.
@@ -118,7 +132,14 @@ def attach(
         quality_weight: See :func:`p3select.select`.
         fresh: See :func:`p3select.select`.
         selector: See :func:`p3select.select`.
+        similarity: See :func:`p3select.select`.
         scale: See :func:`p3select.select`.
+        whiten: See :func:`p3select.select`.
+        at_most: See :func:`p3select.select`.
+        per: See :func:`p3select.select`.
+        share: See :func:`p3select.select`.
+        include: See :func:`p3select.select`.
+        exclude: See :func:`p3select.select`.
         seed: See :func:`p3select.select`.
         actions: See :func:`p3select.score`.
         max_length: See :func:`p3select.score`; None for the trainer's (``SFTConfig.max_length``) or the model's
@@ -144,7 +165,14 @@ def attach(
         "quality_weight": quality_weight,
         "fresh": fresh,
         "selector": selector,
+        "similarity": similarity,
         "scale": scale,
+        "whiten": whiten,
+        "at_most": at_most,
+        "per": per,
+        "share": share,
+        "include": include,
+        "exclude": exclude,
         "seed": seed,
     }
     handling = {"overwrite": overwrite, "show_progress": show_progress}
@@ -156,14 +184,16 @@ def attach(
         raise InputError(f"check {check!r}: one of {', '.join(CHECKS)}")
     run = run if isinstance(run, Run) else Run(run)
     tokenizer = trainer.processing_class if tokenizer is None else tokenizer
-    epochs = whole_epochs(trainer.args.num_train_epochs)
+    epochs = whole_epochs(trainer.args.num_train_epochs) if epoch is None else 1
     source: Indices | _Live
     if budget is None:
         _refuse_without_budget({**scoring, **selecting, **handling})
-        source = Indices(run, epochs)
+        source = Indices(run, epochs, epoch)
+    elif epoch is not None:
+        raise InputError("epoch and budget: a single epoch is trained from its index file; select it first")
     else:
         source = _Live(trainer, run, epochs, tokenizer, scoring, selecting, **handling)
-    attached = _Attached(trainer, source, epochs, shuffle, check, tokenizer, rows)
+    attached = (_Attached if epoch is None else _OneEpoch)(trainer, source, epochs, shuffle, check, tokenizer, rows)
     attached.batches = None if batches is None else batches(attached)
     attached.refuse_settings(trainer.args)
     if trainer.train_dataset is not None:
@@ -325,7 +355,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 if expected is None:
                     difference = _other_text(item, text, self.tokenizer)
                 elif expected.status in tokenised.SCORED:
-                    difference = _other_tokens(item, expected, self.tokenizer, self.check)
+                    difference = other_tokens(item, expected, self.tokenizer, self.check)
                 elif self.source.chosen:
                     difference = f"{expected.status} by the trainer's tokenizer, and it was scored"
                 else:
@@ -352,37 +382,96 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         )
 
 
+class _OneEpoch(_Attached):
+    """The same for a trainer that trains one epoch of several, from its beginning to its end."""
+
+    def refuse_settings(self, args: Any) -> None:
+        """Refuse what :class:`_Attached` refuses, but for ``max_steps``, which is that of all epochs."""
+        if args.max_steps < 1:
+            raise InputError(
+                "epoch: set max_steps to the steps of all epochs together, which the learning rates go by; "
+                "p3select.trainers.hf.steps_per_epoch says those of an epoch"
+            )
+        _refuse_settings(args, 1, self.source.k, self.steps(args), packed=self.batches is not None, counted=False)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Find that the training stands at the beginning of the epoch."""
+        self.refuse_settings(args)
+        assert isinstance(self.source, Indices)
+        epoch, steps = self.source.epochs[0], self.steps(args)
+        known: Any = state.stateful_callbacks.get(_KEY) if state.global_step else {"epoch": 0, "end": 0, "trained": {}}
+        if known is None:
+            raise MismatchError("the checkpoint is of a training without p3select: begin a new training")
+        if self.where is None:
+            raise InputError("the trainer does not use _get_train_sampler: its arguments were changed after attach")
+        if (known["epoch"], known.get("end")) != (epoch - 1, state.global_step):
+            where = f"step {state.global_step} of epoch {known['epoch']}" if state.global_step else "the beginning"
+            raise MismatchError(
+                f"epoch {epoch} begins where epoch {epoch - 1} ended, and this training stands at {where}: resume from "
+                "the checkpoint that was saved there"
+            )
+        if state.global_step and not args.ignore_data_skip:
+            raise InputError("ignore_data_skip=False would leave out rows of the epoch: set it to True")
+        if state.global_step + steps > args.max_steps:
+            raise InputError(
+                f"max_steps={args.max_steps}: {state.global_step} steps are done, and epoch {epoch} has {steps}; give "
+                "the steps of all epochs together"
+            )
+        self.done, self.end = epoch - 1, state.global_step + steps
+        self._refuse_another_run(known["trained"])
+        if self.check != "none":
+            for rows, settings in self.source.candidates():
+                self._compare(rows, settings)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give the sampler the rows of the epoch."""
+        super().on_epoch_begin(args, state, control)
+        state.stateful_callbacks[_KEY]["end"] = self.end
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Stop, with a checkpoint to go on from."""
+        if state.global_step != self.end:
+            raise InputError(
+                f"epoch {self.done} ended at step {state.global_step}, not {self.end}: the trainer's arguments were "
+                "changed after attach"
+            )
+        control.should_training_stop = control.should_save = True
+
+
 class Indices:
-    """Rows from index files made beforehand: of all epochs, each of ``k`` rows."""
+    """Rows from index files made beforehand: of all epochs, each of ``k`` rows, or of a single one."""
 
     # Whether candidates() gives rows that are chosen already.
     chosen = True
 
-    def __init__(self, run: Run, epochs: int) -> None:
-        self.run, self.epochs, self.dataset = run, epochs, run.dataset()
-        made = [self._read(epoch) for epoch in range(1, epochs + 1)]
+    def __init__(self, run: Run, epochs: int, only: int | None = None) -> None:
+        self.run, self.only, self.dataset = run, only, run.dataset()
+        self.epochs = range(1, epochs + 1) if only is None else range(only, only + 1)
+        made = [self._read(epoch) for epoch in self.epochs]
         self.k = len(made[0])
         if any(len(one) != self.k for one in made):
             raise InputError(
                 f"{run.index(1).parent}: the epochs have {', '.join(str(len(one)) for one in made)} rows, and a "
                 "trainer's steps and learning rates are fixed at the start for epochs of one length: select all of "
-                "them with the same budget, one that the first epoch has enough eligible rows for"
+                "them with the same budget, one that the first epoch has enough eligible rows for, or train each by "
+                "itself: attach(trainer, run, epoch=1), and so on"
             )
 
     def _read(self, epoch: int) -> Selection:
         made = index.read(self.run.index(epoch))
         if made.metadata["dataset_fingerprint"] != self.dataset.fingerprint:
             raise MismatchError(f"{self.run.index(epoch)}: of other data than {self.run.path}; select this epoch again")
-        if (made.metadata["epoch"], made.metadata["epochs"]) != (epoch, self.epochs):
+        epochs = len(self.epochs) if self.only is None else made.metadata["epochs"]
+        if (made.metadata["epoch"], made.metadata["epochs"]) != (epoch, epochs):
             raise MismatchError(
                 f"{self.run.index(epoch)}: for epoch {made.metadata['epoch']} of {made.metadata['epochs']}, and the "
-                f"trainer is to use it for epoch {epoch} of {self.epochs}; select anew, or set num_train_epochs"
+                f"trainer is to use it for epoch {epoch} of {epochs}; select anew, or set num_train_epochs"
             )
         return made
 
     def candidates(self) -> Iterator[tuple[NDArray[np.int64], Mapping[str, Any]]]:
         """Each epoch's rows, and how they were tokenised when they were scored."""
-        for epoch in range(1, self.epochs + 1):
+        for epoch in self.epochs:
             made = self._read(epoch)
             yield made.rows, made.metadata["scores"]
 
@@ -569,7 +658,7 @@ def _refuse_without_budget(options: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_settings(args: Any, epochs: int, k: int, per_epoch: int, *, packed: bool) -> None:
+def _refuse_settings(args: Any, epochs: int, k: int, per_epoch: int, *, packed: bool, counted: bool = True) -> None:
     steps = epochs * per_epoch
     strategy = getattr(args, "train_sampling_strategy", "random")
     together = args.train_batch_size * args.world_size
@@ -596,7 +685,7 @@ def _refuse_settings(args: Any, epochs: int, k: int, per_epoch: int, *, packed: 
             f"{k % args.train_batch_size} untrained; set it to False",
         ),
         (
-            args.max_steps >= 0 and args.max_steps != steps,
+            counted and args.max_steps >= 0 and args.max_steps != steps,
             f"max_steps={args.max_steps}: {epochs} epochs of {k} rows are {steps} steps; leave max_steps at -1",
         ),
     ):
@@ -637,7 +726,7 @@ def _positions(trainer: Any, n: int, numbers: Sequence[int] | NDArray[np.int64] 
     return where
 
 
-def _other_tokens(item: Any, expected: TokenRow, tokenizer: Any, check: str) -> str | None:
+def other_tokens(item: Any, expected: TokenRow, tokenizer: Any, check: str) -> str | None:
     """How a trainer's row differs from the tokens that are scored, or None."""
     needed = ("input_ids", "labels") if check == "loss" else ("input_ids",)
     missing = [name for name in needed if name not in item]

@@ -192,6 +192,12 @@ def same(one, other):
 # --- index files made beforehand
 
 
+@pytest.mark.cell("trl", "shuffle")
+@pytest.mark.cell("trl", "order as picked")
+@pytest.mark.cell("trl", "gradient accumulation, last incomplete batch")
+@pytest.mark.cell("trl", "dataloader workers")
+@pytest.mark.cell("trl", "learning rate of one training")
+@pytest.mark.cell("trl", "max_steps")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options", "attached"),
@@ -253,6 +259,8 @@ def test_epochs_are_shuffled_each_its_own_way(data, tokenizer, rows_of, tmp_path
     assert len({tuple(order) for order in (*orders[0], *orders[2])}) == 4
 
 
+@pytest.mark.cell("trl", "resume in the middle of an epoch")
+@pytest.mark.cell("trl", "resume at an epoch's end")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_goes_on_as_the_unbroken_one(kind, selected, tokenizer, rows_of, tmp_path):
@@ -326,6 +334,7 @@ class Keeper(transformers.TrainerCallback):
         self.trainer.model.save_pretrained(self.folder / f"weights-{self.epoch}")
 
 
+@pytest.mark.cell("trl", "live selection")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_live_selection_is_that_of_the_saved_weights(kind, live_run, embedded, data, tokenizer, rows_of, tmp_path):
@@ -523,6 +532,7 @@ def test_selecting_leaves_modes_and_random_states_as_they_were(live_run, tokeniz
 # --- the train dataset
 
 
+@pytest.mark.cell("trl", "a dropped row")
 @pytest.mark.slow
 def test_rows_that_the_trainer_dropped_are_named(selected, tokenizer, tmp_path):
     first, second = indices(selected)[1][:2]
@@ -535,6 +545,7 @@ def test_rows_that_the_trainer_dropped_are_named(selected, tokenizer, tmp_path):
         trainer.train()
 
 
+@pytest.mark.cell("trl", "tokens as they were scored")
 @pytest.mark.slow
 @pytest.mark.parametrize("live", [False, True])
 def test_rows_that_are_not_the_runs_are_named(live, selected, live_run, tokenizer, tmp_path):
@@ -658,9 +669,74 @@ def test_the_dataset_has_all_rows_and_their_numbers(selected, data):
     assert rows["completion"][:] == table["completion"].to_list()
 
 
+# --- a run of the trainer for each epoch
+
+
+def one_epoch(out, run, tokenizer, epoch, total, resume=None, **options):
+    options = {"max_steps": total, "ignore_data_skip": epoch > 1} | options
+    trainer = make("trl", out, hf.dataset(run), tokenizer, model=tiny(seed=epoch - 1), **options)
+    hf.attach(trainer, run, epoch=epoch)
+    return trainer
+
+
+@pytest.mark.cell("trl", "epochs of different sizes, a run for each")
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(K, 7, 11), (4, 13, 2), (K, K, K)])
+def test_a_run_for_each_epoch_is_one_training(sizes, data, tokenizer, rows_of, tmp_path):
+    run = p3select.Run(tmp_path / "run")
+    select(data, tokenizer, run, sizes)
+    steps = [hf.steps_per_epoch(k, BATCH, 1, ACCUMULATION) for k in sizes]
+    rates, losses, resume = [], [], None
+    for epoch, rows in enumerate(indices(run), start=1):
+        trainer = one_epoch(tmp_path / "out", run, tokenizer, epoch, sum(steps))
+        recorder = Recorder(trainer, rows_of)
+        trainer.train(resume_from_checkpoint=resume)
+        assert [sorted(trained) for trained in recorder.epochs] == [sorted(rows)]
+        losses += recorder.losses
+        assert trainer.state.global_step == sum(steps[:epoch])
+        resume = str(tmp_path / "out" / f"checkpoint-{trainer.state.global_step}")
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    np.testing.assert_allclose(rates, 1e-2 * (1 - np.arange(sum(steps)) / sum(steps)))
+    if len(set(sizes)) == 1:
+        # Rows, optimizer, rates and random states are those of a single process.
+        whole = make("trl", tmp_path / "whole", hf.dataset(run), tokenizer)
+        hf.attach(whole, run)
+        recorder = Recorder(whole, rows_of)
+        whole.train()
+        assert recorder.losses == losses
+        assert same(weights(whole), weights(trainer))
+
+
+@pytest.mark.slow
+def test_an_epoch_begins_only_where_the_one_before_ended(data, tokenizer, tmp_path):
+    run = p3select.Run(tmp_path / "run")
+    select(data, tokenizer, run, (K, 7, 11))
+    first = one_epoch(tmp_path / "out", run, tokenizer, 1, 7, save_strategy="steps", save_steps=2)
+    first.train()
+    middle, end = (str(tmp_path / "out" / f"checkpoint-{step}") for step in (2, 3))
+
+    def refused(error, match, epoch, resume, **options):
+        with pytest.raises(error, match=match):
+            one_epoch(tmp_path / "b", run, tokenizer, epoch, **{"total": 7, **options}).train(
+                resume_from_checkpoint=resume
+            )
+
+    refused(MismatchError, "epoch 2 begins where epoch 1 ended, .* stands at the beginning", 2, None)
+    refused(MismatchError, "stands at step 2 of epoch 1: resume", 2, middle)
+    refused(MismatchError, "stands at step 2 of epoch 1: resume", 1, middle)
+    refused(MismatchError, "epoch 3 begins where epoch 2 ended, .* stands at step 3 of epoch 1", 3, end)
+    refused(InputError, "ignore_data_skip=False would leave out", 2, end, ignore_data_skip=False)
+    refused(InputError, "max_steps=4: 3 steps are done, and epoch 2 has 2", 2, end, total=4)
+    refused(InputError, "epoch: set max_steps", 1, None, total=-1)
+    with pytest.raises(InputError, match="a single epoch is trained from its index"):
+        hf.attach(make("plain", tmp_path / "c", hf.dataset(run), tokenizer), run, epoch=1, budget=5)
+
+
 # --- refusals
 
 
+@pytest.mark.cell("trl", "epochs of different sizes (refused)")
+@pytest.mark.cell("trl", "other rows, or another run's index")
 def test_indices_that_do_not_fit_are_refused(selected, data, tokenizer, tmp_path):
     rows = hf.dataset(selected)
 
@@ -693,6 +769,7 @@ def test_indices_that_do_not_fit_are_refused(selected, data, tokenizer, tmp_path
     refused(MismatchError, r"epoch-003\.parquet: of other data", other)
 
 
+@pytest.mark.cell("trl", "packing (refused)")
 def test_trainers_that_cannot_do_it_are_refused(selected, live_run, tokenizer, tmp_path, monkeypatch):
     rows = hf.dataset(selected)
 
@@ -781,5 +858,5 @@ def test_the_defaults_are_those_of_score_and_select():
     own = inspect.signature(hf.attach).parameters
     for function in (p3select.select, p3select.score):
         for name, parameter in inspect.signature(function).parameters.items():
-            if name in own and name not in ("run", "budget"):
+            if name in own and name not in ("run", "budget", "epoch"):
                 assert parameter.default == own[name].default, name

@@ -1,0 +1,61 @@
+"""What was shown for which trainer: ``@pytest.mark.cell("axolotl", "2 processes")`` and ``pytest --cells FILE``."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("p3select", "torch", "transformers", "accelerate", "datasets")
+# The worst result of a cell's tests is the cell's.
+RESULTS = ("passed", "skipped", "failed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cells", metavar="FILE", type=Path, help="write what was shown per trainer and cell, as JSON")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cell(trainer, cell): the cell of the table in docs/trainers.md that it shows")
+    config.pluginmanager.register(Cells(config.getoption("cells", None)))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("cell"):
+            item.user_properties.append(("cell", list(mark.args)))
+
+
+class Cells:
+    def __init__(self, file):
+        self.file, self.found = file, {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "call" and report.passed:
+            return
+        for name, value in report.user_properties:
+            if name == "cell":
+                trainer, cell = value
+                cells = self.found.setdefault(trainer, {})
+                cells[cell] = max(report.outcome, cells.get(cell, "passed"), key=RESULTS.index)
+
+    def pytest_sessionfinish(self, session):
+        if self.file is None or hasattr(session.config, "workerinput"):
+            return
+        whole = json.loads(self.file.read_text()) if self.file.exists() else {}
+        for trainer, cells in self.found.items():
+            versions = {"python": platform.python_version(), **installed({*PACKAGES, trainer})}
+            known = whole.get(trainer, {})
+            # What other versions have shown says nothing of these.
+            cells = known["cells"] | cells if known.get("versions") == versions else cells
+            whole[trainer] = {"versions": versions, "cells": dict(sorted(cells.items()))}
+        self.file.write_text(json.dumps(dict(sorted(whole.items())), indent=2) + "\n")
+
+
+def installed(names):
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
