@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p3select.scores import score
     from p3select.selection import select
     from p3select.selectors.dpp import dpp
+    from p3select.validation import validate
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _MODULES = {
     "pace": "paces",
     "score": "scores",
     "select": "selection",
+    "validate": "validation",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "pace",
     "score",
     "select",
+    "validate",
 ]
 
 

@@ -124,7 +124,7 @@ SELECTING = _together(
         "--selector",
         default="auto",
         show_default=True,
-        help="dpp, dpp-local, kdpp, topk, uniform, module:function; auto: dpp where it fits, else dpp-local.",
+        help="dpp, dpp-torch (CUDA), dpp-local, kdpp, topk, uniform, module:function; auto: dpp if it fits, or dpp-local.",
     ),
     click.option(
         "--similarity",
@@ -300,6 +300,46 @@ def export(as_json: bool, **options: Any) -> None:
     p3select export --run runs/a --epoch 1 --to jsonl --out epoch-1.jsonl
     """
     _print(p3select.export(**options), as_json)
+
+
+@cli.command()
+@RUN
+@click.option("--against", required=True, metavar="COLUMN", help="The ground truth: numbers, 'Level 3', or categories.")
+@EPOCH
+@click.option("--by", metavar="COLUMN", help="Look at each value of a column by itself, too.")
+@click.option("--difficulty", default="p3", show_default=True, metavar="LIST", help="Some of p3,nll,ifd.")
+@click.option(
+    "--actions",
+    default="",
+    metavar="LIST",
+    help="Rules for p3: whole, and after score --actions token any: line,sentence.",
+)
+@click.option("--tokenizer", metavar="M", help="With such rules: the policy's tokenizer. [default: the policy's name]")
+@click.option("--resamples", type=int, default=1000, show_default=True, metavar="N", help="Of the bootstrap.")
+@SEED
+@click.option("--out", metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
+@JSON
+def validate(as_json: bool, out: str | None, **options: Any) -> None:
+    """Compare difficulty with a ground truth, beside length.
+
+    \b
+    p3select validate --run runs/a --against level --by subject --difficulty p3,nll --out level.png
+    """
+    for name in ("difficulty", "actions"):
+        options[name] = [part for part in options[name].split(",") if part]
+    found = p3select.validate(**options)
+    if out is not None:
+        from pathlib import Path
+
+        from p3select import plugins
+
+        plugins.find("figure", "validation", {"validation": ("p3select.report:validation", "report")})(found, Path(out))
+    if as_json:
+        _print(found, as_json)
+        return
+    from p3select import tables
+
+    tables.validation(found)
 
 
 @cli.command()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from p3select import kernel
 
@@ -27,8 +27,11 @@ TRAIN_ROWS = 40
 ITERATIONS = 5
 """Of k-means."""
 
-BLOCK_ROWS = 8_192
+BLOCK_ROWS = 1_024
 """Rows of one matrix product."""
+
+SEARCHED_ROWS = 8_192
+"""Rows that FAISS is given at a time."""
 
 
 def cells(x: NDArray[np.float32], count: int, probes: int, seed: int | Sequence[int] = 0) -> NDArray[np.int32]:
@@ -51,13 +54,14 @@ def cells(x: NDArray[np.float32], count: int, probes: int, seed: int | Sequence[
     train = x[np.sort(rng.choice(len(x), min(len(x), TRAIN_ROWS * count), replace=False))]
     train = train / np.linalg.norm(train, axis=1, keepdims=True)
     centres = train[np.sort(rng.choice(len(train), count, replace=False))]
-    for _ in range(ITERATIONS if count > 1 else 0):
-        cell = nearest(train, centres, 1)[:, 0]
-        order = np.argsort(cell, kind="stable")
-        held, first = np.unique(cell[order], return_index=True)
-        centres[held] = np.add.reduceat(train[order], first, axis=0)  # a cell without rows keeps its centre
-        centres /= np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
-    return nearest(x, centres, probes)
+    with unthreaded_blas():
+        for _ in range(ITERATIONS if count > 1 else 0):
+            cell = nearest(train, centres, 1)[:, 0]
+            order = np.argsort(cell, kind="stable")
+            held, first = np.unique(cell[order], return_index=True)
+            centres[held] = np.add.reduceat(train[order], first, axis=0)  # a cell without rows keeps its centre
+            centres /= np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
+        return nearest(x, centres, probes)
 
 
 def by_faiss(
@@ -71,27 +75,30 @@ def by_faiss(
     means = faiss.Kmeans(x.shape[1], count, niter=ITERATIONS, spherical=True, gpu=gpu, **seeds)
     means.train(np.ascontiguousarray(train))
     found = np.empty((len(x), probes), np.int32)
-    for first in range(0, len(x), BLOCK_ROWS):
-        found[first : first + BLOCK_ROWS] = means.index.search(
-            np.ascontiguousarray(x[first : first + BLOCK_ROWS]), probes
-        )[1]
+    for first in range(0, len(x), SEARCHED_ROWS):
+        some = np.ascontiguousarray(x[first : first + SEARCHED_ROWS])
+        found[first : first + SEARCHED_ROWS] = means.index.search(some, probes)[1]
     return found
 
 
 def nearest(x: NDArray[np.float32], centres: NDArray[np.float32], probes: int) -> NDArray[np.int32]:
     """The centres of the highest products with every row, highest first, ties to the lower one: (n, probes)."""
     found = np.empty((len(x), probes), np.int32)
+
+    def work(first: int) -> None:
+        part = slice(first, first + BLOCK_ROWS)
+        _highest(x[part] @ centres.T, found[part])
+
     with ThreadPoolExecutor(threads()) as pool:
-        for first in range(0, len(x), BLOCK_ROWS):
-            products = x[first : first + BLOCK_ROWS] @ centres.T
-            in_threads(pool, partial(_highest, products, found[first : first + BLOCK_ROWS]), len(products), 1_024)
+        for _ in pool.map(work, range(0, len(x), BLOCK_ROWS)):
+            pass
     return found
 
 
 @kernel.compiled
-def _highest(products: NDArray[np.float32], found: NDArray[np.int32], first: int, last: int) -> None:
+def _highest(products: NDArray[np.float32], found: NDArray[np.int32]) -> None:
     values = np.empty(found.shape[1], np.float32)
-    for row in range(first, last):
+    for row in range(len(products)):
         held = 0
         for column in range(products.shape[1]):
             value = products[row, column]
@@ -105,6 +112,15 @@ def _highest(products: NDArray[np.float32], found: NDArray[np.int32], first: int
                 place -= 1
             values[place] = value
             found[row, place] = column
+
+
+def unthreaded_blas() -> Any:
+    """A context in which a matrix product keeps to the thread that asks for it, for work that is in threads already.
+
+    The threads of BLAS meet after every product, and wait for each other at full load. Where the cores have other work
+    to do as well, that came to ten times the work itself.
+    """
+    return threadpool_limits(1, "blas")
 
 
 def threads() -> int:

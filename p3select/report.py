@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +12,10 @@ from p3select import index, scores
 from p3select.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from p3select.run import Run
 
@@ -69,3 +72,57 @@ def figure(run: Run, out: Path) -> None:
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(out, dpi=150)
+
+
+def validation(found: Mapping[str, Any], out: Path) -> None:
+    """Draw what :func:`p3select.validate` found: agreement with its intervals, and means by level.
+
+    Args:
+        found: Its result.
+        out: The image file; its ending gives the format (png, svg, pdf).
+    """
+    panels_of = [name for name in found["levels"][0] if name not in ("level", "rows")] if "levels" in found else []
+    agreement = found.get("agreement", [])
+    height = 1.4 + max(0.3 * len(agreement), 2.2 if panels_of else 0.0)
+    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        columns = bool(agreement) + len(panels_of)
+        drawing = Figure(figsize=(4.2 * columns, height), layout="constrained")
+        panels = drawing.subplots(1, columns, squeeze=False)[0]
+        drawing.suptitle(f"{found['against']}, {found['rows']:,} rows, epoch {found['epoch']}", fontweight="bold")
+        if agreement:
+            _agreement(panels[0], agreement)
+        for panel, measure in zip(panels[bool(agreement) :], panels_of, strict=True):
+            levels = [f"{one['level']:g}" if found["ordered"] else one["level"] for one in found["levels"]]
+            mean, low, high = np.array([one[measure] for one in found["levels"]]).T
+            panel.errorbar(range(len(levels)), mean, _arms(mean, low, high), fmt="o", color=CHOSEN, capsize=3)
+            panel.set_xticks(range(len(levels)), levels)
+            panel.set_xlabel(found["against"])
+            panel.set_title(f"mean {measure}" + (" in tokens" if measure == "length" else ""), loc="left")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(out, dpi=150)
+
+
+def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Spearman's ρ of every group and measure, a line each, and what is left of it given length."""
+    several = len({one["group"] for one in entries}) > 1
+    names = [f"{one['group']}: {one['measure']}" if several else one["measure"] for one in entries]
+    for key, color, shift, label in (
+        ("spearman", CHOSEN, -0.12, "Spearman's ρ"),
+        ("given_length", THRESHOLD, 0.12, "given length"),
+    ):
+        lines = [(place, one[key]) for place, one in enumerate(entries) if key in one]
+        if lines:
+            places = np.array([place for place, _ in lines]) + shift
+            value, low, high = np.array([found for _, found in lines]).T
+            arms = _arms(value, low, high)
+            panel.errorbar(value, places, xerr=arms, fmt="o", color=color, label=label, capsize=3)
+    panel.axvline(0.0, color=ALL, linewidth=1)
+    panel.set_yticks(range(len(names)), names)
+    panel.invert_yaxis()
+    panel.set_title("agreement, with 95 % intervals", loc="left")
+    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def _arms(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far intervals reach below and above; of few resamples one may end short of the value."""
+    return np.maximum([value - low, high - value], 0.0)

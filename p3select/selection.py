@@ -165,6 +165,8 @@ def select(
         largest = max(-(-len(eligible) // count), min(len(eligible), count * k) if count > 1 else 0)
         selector, reason = choose(largest, vectors.shape[1], k)
         function = selectors.find(selector)
+        if selector == "dpp-torch":
+            del options["seed"]  # it draws nothing
     if selector == "dpp":
         options["method"] = "dpp"
     function, parts = _in_parts(

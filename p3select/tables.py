@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -99,6 +100,40 @@ def epochs(done: Sequence[Mapping[str, Any]]) -> None:
     console().print(table)
 
 
+def validation(found: Mapping[str, Any]) -> None:
+    """How far difficulties agree with a ground truth."""
+    out = console()
+    left = ", ".join(f"{count:,} with {why}" for why, count in found["left_out"].items() if count) or "none"
+    head = _plain()
+    head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
+    head.add_row("rows", f"{found['rows']:,}; left out: {left}")
+    out.print(head)
+    if found["ordered"]:
+        for group in dict.fromkeys(one["group"] for one in found["agreement"]):
+            ones = [one for one in found["agreement"] if one["group"] == group]
+            title = f"{group}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
+            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+            for name in ("", "Spearman ρ", "Kendall τ", "ρ given length"):
+                table.add_column(name)
+            for one in ones:
+                values = (one.get(name) for name in ("spearman", "kendall", "given_length"))
+                table.add_row(one["measure"], *("" if value is None else _with_interval(value) for value in values))
+            out.print(table)
+        for name, count in found["groups_left_out"].items():
+            out.print(f"group {name}: {count:,} rows, too few or of one value")
+    if "levels" in found:
+        measures = [name for name in found["levels"][0] if name not in ("level", "rows")]
+        table = Table(title="mean ± half the 95 % interval", title_justify="left", box=None, pad_edge=False)
+        for name in (found["against"], "rows", *measures):
+            table.add_column(name, justify="right" if name in ("rows", found["against"]) else "left")
+        for one in found["levels"]:
+            level = f"{one['level']:g}" if isinstance(one["level"], float) else one["level"]
+            table.add_row(level, f"{one['rows']:,}", *(_with_half(one[name]) for name in measures))
+        if found["ordered"]:
+            table.add_row("p of no trend", "", *(f"{found['trend'][name]:.2g}" for name in measures))
+        out.print(table)
+
+
 def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
     """The diversity of a selection beside a random and a top-quality one of its size."""
     table = Table(title="diversity (higher is more diverse)", title_justify="left", box=None, pad_edge=False)
@@ -117,9 +152,20 @@ def _shortage(meta: Mapping[str, Any]) -> str:
         limited = meta["at_most"] or meta["share"]
         why = "the limits let no more in" if limited else "no more rows are eligible"
         text += f"; {meta['shortfall']:,} {unit} fewer than the budget, as {why}"
-    if meta["selector"] in ("dpp", "dpp-local") and meta["dependent"]:
+    if meta["selector"] in ("dpp", "dpp-local", "dpp-torch") and meta["dependent"]:
         text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    digits = 3 if abs(values[0]) < 10 else 1
+    return "{} [{}, {}]".format(*(re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}") for value in values))
+
+
+def _with_half(values: Sequence[float]) -> str:
+    value, low, high = values
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
 def _plain() -> Table:

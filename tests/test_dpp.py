@@ -276,7 +276,7 @@ def test_bad_embeddings_are_refused_with_their_row(row, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"method": "best"}, r"unknown method 'best': there are auto, dpp, dpp-local$"),
+        ({"method": "best"}, r"unknown method 'best': there are auto, dpp, dpp-local, dpp-torch$"),
         ({"scale": 0.0}, "scale 0.0"),
         ({"scale": -1.0}, "scale -1.0"),
         ({"scale": np.nan}, "scale nan"),

@@ -36,6 +36,7 @@ ORDER = [
     "constraints",
     "selection",
     "exporters",
+    "validation",
     "loops",
     "scorers.transformers",
     "scorers.vllm",
@@ -99,6 +100,7 @@ def test_the_public_names_are_locked():
         "pace",
         "score",
         "select",
+        "validate",
     ]
     for name in p3select.__all__:
         assert getattr(p3select, name).__doc__, name

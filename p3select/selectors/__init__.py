@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BUILTIN = {
     "dpp": ("p3select.selectors.dpp:dpp", ""),
     "dpp-local": ("p3select.selectors.dpp_local:dpp_local", ""),
+    "dpp-torch": ("p3select.selectors.dpp_torch:dpp_torch", "hf"),
     "kdpp": ("p3select.selectors.kdpp:kdpp", ""),
     "topk": ("p3select.selectors.topk:topk", ""),
     "uniform": ("p3select.selectors.uniform:uniform", ""),

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from p3select.limits import Limits
 
-METHODS = ("auto", "dpp", "dpp-local")
+METHODS = ("auto", "dpp", "dpp-local", "dpp-torch")
 
 VARIANCE_FLOOR = 1e-10
 """Conditional variance, relative to that before any pick, below which a row counts as a copy of those picked.
@@ -55,6 +56,9 @@ MARGIN = 4e-6
 
 AFFORDABLE = 2e13
 """n k (k + 2 d) up to which ``auto`` takes the exact greedy: about a minute or two on two cores."""
+
+ON_DEVICE = (1e12, 1e15)
+"""n k (k + 2 d) from which ``auto`` takes a CUDA device, if there is one, and up to which."""
 
 BLOCK = 128
 """Picks whose columns are computed by one matrix product."""
@@ -107,8 +111,9 @@ def dpp(
             :mod:`p3select.kernel`.
         keep: (m,) places of rows that have to be picked, m ≤ k.
         limits: What may be taken of groups of rows; see :mod:`p3select.limits`.
-        method: ``dpp``, exact; ``dpp-local``, approximate, for any n: all said here holds for ``dpp``, and
-            :func:`p3select.selectors.dpp_local.dpp_local` says what holds for the other; ``auto``: :func:`choose`.
+        method: ``dpp``, exact; ``dpp-torch``, the same on a CUDA device; ``dpp-local``, approximate, for any n: all
+            said here holds for ``dpp``, and :func:`p3select.selectors.dpp_local.dpp_local` and
+            :func:`p3select.selectors.dpp_torch.dpp_torch` say what holds for the others; ``auto``: :func:`choose`.
         seed: For ``dpp-local``. The exact greedy draws nothing.
 
     Returns:
@@ -129,6 +134,10 @@ def dpp(
     shape = x.shape
     if method == "auto" and len(shape) == 2:
         method, _ = choose(*shape, k)
+    if method == "dpp-torch":
+        from p3select.selectors.dpp_torch import dpp_torch  # it builds on this module
+
+        return dpp_torch(x, q, k, scale=scale, similarity=similarity, keep=keep, limits=limits)
     if method == "dpp-local":
         from p3select.selectors.dpp_local import dpp_local  # it builds on this module
 
@@ -152,15 +161,19 @@ def dpp(
 def choose(n: int, d: int, k: int) -> tuple[str, str]:
     """What the method ``auto`` takes, and why: ``dpp`` where it fits the memory left and a minute or two.
 
+    ``dpp-torch`` where there is more to do than it takes to start a CUDA device, and the device has room.
+
     Args:
         n: Rows.
         d: Dimensions.
         k: Rows to pick.
 
     Returns:
-        (method, reason): ``dpp`` or ``dpp-local``, and a phrase for people.
+        (method, reason): ``dpp``, ``dpp-torch`` or ``dpp-local``, and a phrase for people.
     """
     need, left, work = needed_bytes(n, d, k), _memory(), float(n) * k * (k + 2 * d)
+    if ON_DEVICE[0] < work <= ON_DEVICE[1] and (there := _on_device(n, d, k)):
+        return "dpp-torch", f"exact takes {there / 1e9:.1f} GB of the CUDA device"
     if left is not None and need > left:
         return "dpp-local", f"exact would take up to {need / 1e9:.1f} GB, and {left / 1e9:.1f} GB are available"
     if work > AFFORDABLE:
@@ -571,6 +584,20 @@ def needed_bytes(n: int, d: int, k: int) -> int:
     filtered = n > UNFILTERED
     columns = 4 * n * k * filtered + 8 * _slots(n, k) * (k + d) + 8 * REFRESHED * k
     return 4 * n * d + columns + 12 * k * (k + d)
+
+
+def _on_device(n: int, d: int, k: int) -> int:
+    """Bytes that ``dpp-torch`` takes, or 0 where there is no CUDA device with room for it."""
+    if find_spec("torch") is None:
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0
+    from p3select.selectors import dpp_torch
+
+    need = dpp_torch.needed_bytes(n, d, k)
+    return need if need <= dpp_torch.left_bytes() else 0
 
 
 def afford(name: str, need: int, k: int, n: int, remedy: str) -> None:

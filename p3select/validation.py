@@ -1,0 +1,278 @@
+"""Does the policy's difficulty agree with a ground truth, and with more of it than length?
+
+A rank correlation says how far two orders agree; a long text is often both labelled hard and scored hard, so every
+correlation stands beside that of the length alone, and beside the partial one, which is what agreement is left among
+rows of one length. Intervals are 95 %, by the bootstrap over rows (Efron & Tibshirani 1993, percentiles).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from p3select import dataset as data
+from p3select import difficulties, scores, tokenised, tokens
+from p3select.errors import InputError, MismatchError
+from p3select.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Values = NDArray[np.float64]
+
+RESAMPLES = 1_000
+# Groups of fewer rows say nothing: they are counted, and left out.
+LEAST = 10
+# Distinct values up to which a ground truth is shown level by level.
+LEVELS = 20
+NUMBER = re.compile(r"[^\d+-]*([+-]?\d+(?:\.\d+)?)")
+
+
+def validate(
+    run: Run | str | Path,
+    *,
+    against: str,
+    epoch: int = 1,
+    by: str | None = None,
+    difficulty: Sequence[str] = ("p3",),
+    actions: Sequence[str] = (),
+    tokenizer: str | Path | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare difficulties with a column of the data.
+
+    Args:
+        run: The run folder.
+        against: The column: numbers, or text with a number in it such as ``Level 3`` (higher = harder); other text
+            is categories without an order.
+        epoch: Whose scores.
+        by: A column whose values are groups to be looked at one by one, beside all rows together.
+        difficulty: ``p3``, ``nll``, ``ifd``.
+        actions: Rules for ``p3``, each looked at beside the rule that was scored by; () for that alone. ``whole`` can
+            always be had; others from scores with ``--actions token``, which are cut anew without scoring again.
+        tokenizer: With such rules: the folder or id of the policy's tokenizer; None for the policy's name.
+        resamples: Of the bootstrap.
+        seed: Draws them.
+
+    Returns:
+        ``rows``; ``left_out`` (rows without a score, without a value); ``ordered``; ``agreement``, for each group and
+        measure (the difficulties, and ``length`` in scored tokens): rows, Spearman's ρ and Kendall's τ-b with the
+        ground truth, and ρ given length, each as [value, low, high]; ``levels``, for each value of a ground truth of
+        few values, rows and the means of the measures as [value, low, high]; ``trend``, for each measure, Kendall's
+        two-sided p of no trend over the levels; ``groups_left_out``.
+
+    Raises:
+        InputError: No such run, epoch, column or difficulty; or too few rows with both.
+        MismatchError: The tokenizer is not that of the scores.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    table = scores.read(run, epoch)
+    dataset = run.dataset()
+    truth, ordered = _truth(data.column(dataset, against), against)
+    groups = None if by is None else _text(data.column(dataset, by))[: table.num_rows]
+    scored = table.column("difficulty").is_valid().to_numpy()
+    known = np.array([value is not None for value in truth[: table.num_rows]])
+    rows = np.flatnonzero(scored & known)
+    if len(rows) < LEAST:
+        raise InputError(f"column {against!r}: {len(rows)} rows have a score and a value, fewer than {LEAST}")
+    measures = _measures(run, epoch, table, rows, difficulty, actions, tokenizer)
+    length = measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
+    rng = np.random.default_rng(seed)
+    result: dict[str, Any] = {
+        "run": str(run.path),
+        "epoch": epoch,
+        "policy": scores.policy(run, epoch),
+        "against": against,
+        "by": by,
+        "rows": len(rows),
+        "left_out": {"no score": int((~scored).sum()), "no value": int((scored & ~known).sum())},
+        "ordered": ordered,
+        "resamples": resamples,
+        "seed": seed,
+        "scores": scores.settings(run, epoch),
+    }
+    values = truth[rows]
+    names: list[tuple[str, NDArray[np.int64]]] = [("all", np.arange(len(rows)))]
+    if groups is not None:
+        names += [(name, np.flatnonzero(groups[rows] == name)) for name in np.unique(groups[rows])]
+    if ordered:
+        numbers = values.astype(np.float64)
+        result["agreement"] = [
+            {"group": name, "measure": measure, "rows": len(own)}
+            | _agreement(found[own], numbers[own], None if measure == "length" else length[own], rng, resamples)
+            for name, own in names
+            if len(own) >= LEAST and len(np.unique(numbers[own])) > 1
+            for measure, found in measures.items()
+        ]
+        shown = {entry["group"] for entry in result["agreement"]}
+        result["groups_left_out"] = {name: len(own) for name, own in names if name not in shown}
+        result["trend"] = {name: float(stats.kendalltau(found, numbers).pvalue) for name, found in measures.items()}
+    levels = np.unique(values.astype(np.float64) if ordered else values.astype(str))
+    if len(levels) <= LEVELS:
+        result["levels"] = [
+            {
+                "level": level.item(),
+                "rows": int(np.count_nonzero(own)),
+                **{name: _mean(found[own], rng, resamples) for name, found in measures.items()},
+            }
+            for level in levels
+            for own in [(values.astype(type(level.item())) == level)]
+        ]
+    return result
+
+
+def _truth(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], bool]:
+    """The ground truth (n,) with None where there is none, and whether its values have an order."""
+    if pa.types.is_nested(column.type):
+        raise InputError(f"column {name!r}: lists and objects have no order; give a column of numbers or of text")
+    values = column.to_pylist()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        found = [None if value is None else NUMBER.fullmatch(value) or NUMBER.match(value) for value in values]
+        if any(value is not None and match is None for value, match in zip(values, found, strict=True)):
+            return np.array(values, object), False
+        return np.array([None if match is None else float(match[1]) for match in found], object), True
+    numbers = [None if value is None or math.isnan(value) else float(value) for value in values]
+    return np.array(numbers, object), True
+
+
+def _text(column: pa.ChunkedArray) -> NDArray[Any]:
+    return np.array(pc.fill_null(column.cast(pa.string()), "null").to_pylist(), object)
+
+
+def _measures(
+    run: Run,
+    epoch: int,
+    table: pa.Table,
+    rows: NDArray[np.int64],
+    kinds: Sequence[str],
+    rules: Sequence[str],
+    tokenizer: str | Path | None,
+) -> dict[str, Values]:
+    """Difficulties of the rows by name."""
+    settings = scores.settings(run, epoch)
+    stored = settings["actions"]
+    logprobs, counts, offsets = _actions(table, rows)
+    found: dict[str, Values] = {}
+    for kind in kinds:
+        alone = None
+        if kind == "ifd":
+            if "alone_tokens" not in table.column_names:
+                raise InputError(f"{run.scores(epoch)}: scored without --ifd, which the difficulty ifd needs")
+            sums, numbers = (table.column(name).take(rows).to_numpy() for name in ("alone_logprob", "alone_tokens"))
+            if (numbers < 1).any():
+                raise InputError(f"row {rows[np.argmin(numbers)]}: a target of one token has no ifd; leave ifd out")
+            alone = np.maximum(-sums, 0.0) / numbers
+        found[kind] = difficulties.difficulty(logprobs, counts, kind, offsets=offsets, nll_alone=alone)
+    for rule in dict.fromkeys(rules):
+        if rule == stored:
+            cut = logprobs, counts, offsets
+        elif rule == "whole":
+            edges = np.arange(len(rows) + 1)
+            cut = np.add.reduceat(logprobs, offsets[:-1]), np.add.reduceat(counts, offsets[:-1]), edges
+        elif stored == "token":
+            cut = _recut(run, settings, rows, rule, logprobs, offsets, tokenizer or scores.policy(run, epoch))
+        else:
+            raise InputError(
+                f"actions {rule!r}: the scores have sums over actions by {stored!r}, which cannot be cut otherwise; "
+                "score with --actions token, of which every rule can be made"
+            )
+        found[f"p3 by {rule}"] = difficulties.difficulty(*cut[:2], "p3", offsets=cut[2])
+    return found
+
+
+def _actions(table: pa.Table, rows: NDArray[np.int64]) -> tuple[Values, NDArray[np.int64], NDArray[np.int64]]:
+    logprobs, counts = (table.column(name).take(rows).combine_chunks() for name in ("action_logprobs", "action_tokens"))
+    offsets = np.concatenate([[0], np.cumsum(logprobs.value_lengths().to_numpy())])
+    return logprobs.flatten().to_numpy().astype(np.float64), counts.flatten().to_numpy().astype(np.int64), offsets
+
+
+def _recut(
+    run: Run,
+    settings: Mapping[str, Any],
+    rows: NDArray[np.int64],
+    rule: str,
+    logprobs: Values,
+    offsets: NDArray[np.int64],
+    tokenizer: str | Path | None,
+) -> tuple[Values, NDArray[np.int64], NDArray[np.int64]]:
+    """Token by token scores as sums over the actions of another rule."""
+    if tokenizer is None:
+        raise InputError(f"actions {rule!r}: give the policy's tokenizer, whose name the scores do not have")
+    from p3select.scorers.checkpoints import describe
+
+    _, loaded, _ = describe(tokenizer, None)
+    dataset = run.dataset()
+    texts = [dataset.part(int(row), int(row) + 1).rows()[0] for row in rows]
+    known = tokens.fingerprint(loaded, messages="messages" in texts[0])
+    if known["tokenizer"] != settings["tokenizer"]:
+        raise MismatchError(f"{tokenizer}: not the tokenizer that the scores were made with; give that of the policy")
+    encoded = tokens.encode(texts, loaded, **{**tokenised.rules(settings), "actions": rule})
+    lengths = np.diff(offsets)
+    for row, one, length in zip(rows, encoded, lengths, strict=True):
+        if len(one.actions) != length:
+            raise MismatchError(f"row {row}: {len(one.actions)} tokens now, and {length} when it was scored")
+    # A row's actions are numbered from 0, without gaps: the place of an action among all rows'.
+    firsts = np.cumsum([0, *(int(one.actions[-1]) + 1 for one in encoded)])
+    places = np.concatenate([one.actions + first for one, first in zip(encoded, firsts[:-1], strict=True)])
+    sums: Values = np.bincount(places, logprobs).astype(np.float64)
+    counts: NDArray[np.int64] = np.bincount(places).astype(np.int64)
+    return sums, counts, firsts.astype(np.int64)
+
+
+def _agreement(
+    measure: Values, truth: Values, length: Values | None, rng: np.random.Generator, resamples: int
+) -> dict[str, list[float]]:
+    """Rank correlations with their intervals; given length too, where it is not length itself."""
+    found = {"spearman": _interval(_spearman, (measure, truth), rng, resamples)}
+    found["kendall"] = _interval(lambda a, b: float(stats.kendalltau(a, b).statistic), (measure, truth), rng, resamples)
+    if length is not None:
+        found["given_length"] = _interval(partial_spearman, (measure, truth, length), rng, resamples)
+    return found
+
+
+def partial_spearman(one: Values, other: Values, given: Values) -> float:
+    """Spearman's ρ of two variables given a third: the partial correlation of their ranks (Kendall 1942).
+
+    Args:
+        one: (n,).
+        other: (n,).
+        given: (n,) what is held fixed.
+
+    Returns:
+        −1 to 1; NaN where the third says everything of one of the others, or one of them is constant.
+    """
+    a, b, c = _spearman(one, other), _spearman(one, given), _spearman(other, given)
+    left = (1.0 - b * b) * (1.0 - c * c)
+    return (a - b * c) / np.sqrt(left) if left > 1e-12 else float("nan")
+
+
+def _spearman(one: Values, other: Values) -> float:
+    ranks = stats.rankdata(one), stats.rankdata(other)
+    spread = [rank.std() for rank in ranks]
+    if min(spread) == 0:
+        return float("nan")
+    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / (spread[0] * spread[1]))
+
+
+def _interval(
+    measure: Callable[..., float], arrays: tuple[Values, ...], rng: np.random.Generator, resamples: int
+) -> list[float]:
+    """The value, and the 2.5 and 97.5 percentiles over rows drawn with replacement."""
+    n = len(arrays[0])
+    drawn = [measure(*(array[rows] for array in arrays)) for rows in (rng.integers(0, n, n) for _ in range(resamples))]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return [float(measure(*arrays)), float(low), float(high)]
+
+
+def _mean(values: Values, rng: np.random.Generator, resamples: int) -> list[float]:
+    return _interval(lambda one: float(one.mean()), (values,), rng, resamples)
