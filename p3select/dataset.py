@@ -50,7 +50,7 @@ SPEAKERS = {
 _HASHED_ROWS = 65536
 # Rows read, and handed on, at a time, and the bytes of them that are gathered in one pass over the files.
 _BATCH_ROWS = 8192
-_PASS_BYTES = 2**27
+_PASS_BYTES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Slice:
     fingerprint: str
 
     def read(self) -> Dataset:
-        """These rows; of Parquet files, only the row groups that hold some of them are read.
+        """These rows; of Parquet files only the row groups that hold some of them are read, of JSON Lines only these.
 
         Raises:
             InputError: A file is gone or not readable.
@@ -133,7 +133,8 @@ class Slice:
             count = _count(path)
             start, stop = max(self.first - first, 0), min(self.stop - first, count)
             if start < stop:
-                tables.append(_rename(_read_rows(path, list(self.columns.values()), start, stop), self.columns, path))
+                typed = pa.schema([(name, self.schema.field(role).type) for role, name in self.columns.items()])
+                tables.append(_rename(_read_rows(path, typed, start, stop), self.columns, path))
             first += count
         table = pa.concat_tables([table.cast(self.schema) for table in tables] or [self.schema.empty_table()])
         if _fingerprint(table) != self.fingerprint:
@@ -195,7 +196,7 @@ def unchanged(paths: Sequence[str], columns: Mapping[str, str], fingerprint: str
 def take(paths: Sequence[str], rows: NDArray[np.int64]) -> pa.RecordBatchReader:
     """Chosen rows with every column of the files, in the order given, some of them at a time.
 
-    The rows are gathered in as many passes over the files as keeps each to about 128 MiB.
+    The rows are gathered in as many passes over the files as keeps each to about 64 MiB.
 
     Args:
         paths: The files, as of a :class:`Dataset`.
@@ -422,16 +423,17 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 def _count(path: Path) -> int:
     if path.suffix in PARQUET and path.is_file():
         return int(pq.read_metadata(path).num_rows)
-    return int(_read(path, None).num_rows)
+    return sum(1 for _ in _lines(path))
 
 
-def _read_rows(path: Path, columns: list[str], first: int, stop: int) -> pa.Table:
+def _read_rows(path: Path, columns: pa.Schema, first: int, stop: int) -> pa.Table:
     if path.suffix not in PARQUET:
-        return _read(path, columns).slice(first, stop - first)
+        # With the types of the whole dataset: some rows alone may have fewer keys.
+        return _table(path, list(islice(_lines(path), first, stop)), columns)
     file = pq.ParquetFile(path)
     edges = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
     groups = np.flatnonzero((edges[1:] > first) & (edges[:-1] < stop))
-    present = [name for name in columns if name in file.schema_arrow.names]
+    present = [name for name in columns.names if name in file.schema_arrow.names]
     return file.read_row_groups(groups.tolist(), present).slice(first - int(edges[groups[0]]), stop - first)
 
 

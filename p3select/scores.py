@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from p3select import actions as action_rules
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 # Rows in a shard: what a kill can lose, and the window in which batches are sorted by length.
 SHARD_ROWS = 512
 # What may differ between two scorings of which one takes over rows of the other: a row's hash covers its tokens.
-_ELSEWHERE = ("dataset", "max_length", "truncate", "actions", "shard_rows")
+_ELSEWHERE = ("dataset", "max_length", "truncate", "actions", "shard_rows", "ifd")
+
+
+# With --ifd, of the second pass.
+_SECOND = {"alone_logprob": pa.float64(), "alone_tokens": pa.int32()}
 
 
 def score(
@@ -62,7 +67,8 @@ def score(
     byte for byte, as those of an uninterrupted call.
 
     A row that was scored before with the same tokens under the same weights, in another epoch of the run folder or in
-    ``reuse``, is not scored again: its values are taken over.
+    ``reuse``, or here with a smaller ``limit``, is not scored again: its values are taken over. With ``ifd``, of a row
+    that was scored without it only the second pass is made.
 
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
@@ -111,6 +117,9 @@ def score(
     about = {name: str(value) for name, value in {"model": model, "adapter": adapter}.items() if value is not None}
     # Again what can be refused before a model is loaded.
     run.check(dataset)
+    if reuse is not None:
+        reuse = reuse if isinstance(reuse, Run) else Run(reuse)
+        reuse.info()
     if not overwrite:
         asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
         shards.check(folder, asked, rows, about)
@@ -129,10 +138,10 @@ def score(
         absent = shards.missing(folder, parts)
         known = _Known(run, settings, reuse, folder)
         items = [(folder, there, part, known.of(there, part)) for part in absent]
-        reused = rows - _rows(absent) + sum(len(table) for *_, table in items if table is not None)
+        reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table in items)
         if show_progress and absent:
-            _announce(tokenised.plan(there, absent), settings, rows, reused)
-        with progress.track("scoring", rows, done=rows - _rows(absent), show=show_progress) as advance:
+            _announce(_plan(items, ifd), settings, rows, reused)
+        with progress.track("scoring", rows, done=reused, show=show_progress) as advance:
             crew.each("score", items, advance)
         notes = list(crew.ask("notes"))
     finally:
@@ -183,7 +192,8 @@ def estimate(
         sample: Rows to score for the estimate.
 
     Returns:
-        rows, status (status → rows), tokens (of the passes to make), scored_tokens, scorer, sample_rows,
+        rows, status (status → rows), tokens (of the passes to make, with ``ifd`` of both), scored_tokens, scorer,
+        sample_rows,
         tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
         CUDA device; None where the model is in other processes).
     """
@@ -199,8 +209,8 @@ def estimate(
         for row in encoded:
             status[row.status] = status.get(row.status, 0) + 1
             if row.status in SCORED:
-                total += len(row.ids)
-                scored += len(row.scored)
+                total += len(row.ids) + len(row.scored) * ifd
+                scored += len(row.scored) * (1 + ifd)
         picked += [encoded[row - part.first] for row in chosen[(chosen >= part.first) & (chosen < part.stop)]]
     picked = [row for row in picked if row.status in SCORED]
     if not picked:
@@ -208,8 +218,7 @@ def estimate(
     worker.log_probabilities(picked[:2], progress.silent)  # warm-up
     start = time.monotonic()
     worker.log_probabilities(picked, progress.silent)
-    # The second pass of ifd is over the scored tokens alone; its time is in the rate.
-    rate = sum(len(row.ids) for row in picked) / (time.monotonic() - start)
+    rate = sum(len(row.ids) + len(row.scored) * ifd for row in picked) / (time.monotonic() - start)
     memory = _memory(worker.settings)
     worker.close()
     return {
@@ -346,46 +355,57 @@ class Worker:
             advance: For progress.
         """
         encoded, about = tokenised.read(there, shard)
-        taken = set() if known is None else set(known.column("at").to_pylist())
-        chosen = [number for number, row in enumerate(encoded) if row.status in SCORED and number not in taken]
-        advance(len(encoded) - len(chosen), 0)
+        values = {} if known is None else {row.pop("at"): row for row in known.to_pylist()}
+        half = sorted(set(values) - set(_whole(known, self._ifd)))
+        chosen = [number for number, row in enumerate(encoded) if row.status in SCORED and number not in values]
+        advance(sum(row.status not in SCORED for row in encoded), 0)
         try:
-            scored = self.log_probabilities([encoded[number] for number in chosen], advance)
+            scored, alone = self.log_probabilities(
+                [encoded[number] for number in chosen], advance, [encoded[number] for number in half]
+            )
         except RowError as error:
-            raise InputError(f"row {shard.first + chosen[error.row]} of the dataset: {error.reason}") from error
+            raise InputError(
+                f"row {shard.first + [*chosen, *half][error.row]} of the dataset: {error.reason}"
+            ) from error
         except InputError as error:
             skipped = (
-                f", without {len(encoded) - len(chosen)} that are not scored now"
-                if taken or len(chosen) < len(encoded)
-                else ""
+                f", without {len(encoded) - len(chosen)} that are not scored now" if len(chosen) < len(encoded) else ""
             )
             raise InputError(f"rows {shard.first} to {shard.stop - 1} of the dataset{skipped}: {error}") from error
-        values = {number: _sums(encoded[number], *row) for number, row in zip(chosen, scored, strict=True)}
-        if known is not None:
-            values |= {row.pop("at"): row for row in known.to_pylist()}
+        values |= {number: _sums(encoded[number], single) for number, single in zip(chosen, scored, strict=True)}
+        for number, single in zip([*chosen, *half], alone, strict=True) if self._ifd else ():
+            values[number] |= {"alone_logprob": float(single.astype(np.float64).sum()), "alone_tokens": len(single)}
         shards.write(folder, shard, _table(shard, encoded, about, values, self._ifd))
 
     def log_probabilities(
-        self, rows: list[TokenRow], advance: Callable[[int, int], None]
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-        """Per row: of its scored tokens (m,), and with ``ifd`` of the same tokens without what comes before them."""
+        self, rows: list[TokenRow], advance: Callable[[int, int], None], half: Sequence[TokenRow] = ()
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """Of each row's scored tokens (m,); and with ``ifd`` of the same tokens without what comes before them.
+
+        Args:
+            rows: Rows to score.
+            advance: For progress.
+            half: Rows of which only the second is wanted.
+
+        Returns:
+            One array for each of ``rows``; and, with ``ifd``, one for each of ``rows`` and ``half``.
+        """
         ids, positions = [row.ids for row in rows], [row.scored for row in rows]
-        alone = self._alone(rows) if self._ifd else []
+        alone = self._alone([*rows, *half]) if self._ifd else []
         kept = [number for number, row in enumerate(alone) if len(row) > 1]
         # In one call, so that short rows fill the batches of long ones.
         try:
             values = self._scorer.score(
                 ids + [alone[number] for number in kept],
                 positions + [np.arange(1, len(alone[number]), dtype=np.int32) for number in kept],
-                advance if not kept else _counted(advance, len(rows), len(kept)),
+                advance if not kept else _counted(advance, len(rows) + len(half), len(rows) + len(kept)),
             )
         except RowError as error:
             if error.row < len(rows):
                 raise
             raise RowError(kept[error.row - len(rows)], f"without its prompt: {error.reason}") from error
         second = dict(zip(kept, values[len(rows) :], strict=True))
-        none = np.empty(0, np.float32)
-        return [(values[i], second.get(i, none) if self._ifd else None) for i in range(len(rows))]
+        return values[: len(rows)], [second.get(i, np.empty(0, np.float32)) for i in range(len(alone))]
 
     def _alone(self, rows: list[TokenRow]) -> list[NDArray[np.int32]]:
         """The scored tokens by themselves, after what the tokenizer puts before any text."""
@@ -396,11 +416,12 @@ class Worker:
 class _Known:
     """Rows that were scored before under the same weights, found by the hash of their tokens."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None, target: Path) -> None:
-        # Not of the folder that is being written: a run that is killed and goes on would take over rows that an
-        # uninterrupted one scores, and differ from it by rounding.
+    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path) -> None:
+        # By the hash not of the folder that is being written: a run that is killed and goes on would take over rows
+        # that an uninterrupted one scores, and differ from it by rounding.
+        self._target, self._ifd = target, bool(settings.get("ifd"))
         sources = (folder for folder in self._sources(run, settings, reuse) if folder != target)
-        found = [_hashed(folder, bool(settings.get("ifd"))) for folder in sources]
+        found = [_hashed(sorted(folder.glob("part-*.parquet")), self._ifd) for folder in sources]
         tables = [table for table in found if table is not None and table.num_rows]
         self._table = pa.concat_tables(tables) if tables else None
         if self._table is not None:
@@ -409,40 +430,79 @@ class _Known:
             self._sorted, self._at = np.unique(hashes, return_index=True)
 
     @staticmethod
-    def _sources(run: Run, settings: Mapping[str, Any], reuse: Run | str | Path | None) -> Iterator[Path]:
-        """Folders of scores under the same weights."""
-        runs = [run]
-        if reuse is not None:
-            runs.append(reuse if isinstance(reuse, Run) else Run(reuse))
-            runs[-1].info()
+    def _sources(run: Run, settings: Mapping[str, Any], reuse: Run | None) -> Iterator[Path]:
+        """Folders of scores under the same weights; those with ``ifd`` first, as they have more."""
+        runs = [run] if reuse is None else [run, reuse]
         wanted = {name: value for name, value in settings.items() if name not in _ELSEWHERE}
+        found = []
         for one in runs:
             for folder in sorted((one.path / "scores").glob("epoch-*")):
                 manifest = shards.manifest(folder)
                 if manifest and wanted == {k: v for k, v in manifest["settings"].items() if k not in _ELSEWHERE}:
-                    yield folder
+                    found.append((not manifest["settings"].get("ifd"), folder))
+        yield from (folder for _, folder in sorted(found, key=lambda one: one[0]))
 
     def of(self, there: Path, shard: Shard) -> pa.Table | None:
-        """What is known of a shard's rows: their values, and ``at``, their number in the shard; None for nothing."""
-        if self._table is None:
+        """What is known of a shard's rows: their values, and ``at``, their number in the shard; None for nothing.
+
+        With ``ifd`` the values of the second pass are null where only the first is known.
+        """
+        tokens_ = shards.read(there, [shard], ["hash", "status"])
+        hashes, places = _bytes(tokens_.column("hash")), []
+        scored = np.isin(tokens_.column("status").to_numpy(), SCORED)
+        found = []
+        short = shards.file(self._target, shard)
+        if short.is_file() and (own := _hashed([short], self._ifd)) is not None:
+            # Cut short by a smaller limit: whole shards are not asked for.
+            where = dict(zip(_bytes(own.column("hash")).tolist(), range(own.num_rows), strict=True))
+            count = pq.ParquetFile(short).metadata.num_rows
+            at = np.array([i for i in range(count) if scored[i] and hashes[i] in where], np.int64)
+            found.append(own.take([where[hashes[i]] for i in at]))
+            places.append(at)
+        if self._table is not None:
+            near = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
+            at = np.flatnonzero((self._sorted[near] == hashes) & scored)
+            at = np.setdiff1d(at, np.concatenate([[], *places]))
+            found.append(self._table.take(self._at[near[at]]))
+            places.append(at)
+        if not sum(map(len, places)):
             return None
-        table = shards.read(there, [shard], ["hash", "status"])
-        hashes = _bytes(table.column("hash"))
-        found = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
-        scored = np.isin(table.column("status").to_numpy(), SCORED)
-        at = np.flatnonzero((self._sorted[found] == hashes) & scored)
-        if not len(at):
-            return None
-        return self._table.take(self._at[found[at]]).drop_columns("hash").append_column("at", pa.array(at))
+        table = pa.concat_tables(found).drop_columns("hash")
+        return table.append_column("at", pa.array(np.concatenate(places).astype(np.int64)))
 
 
-def _hashed(folder: Path, ifd: bool) -> pa.Table | None:
-    """The values of the rows that are scored in a folder's shards, with their hashes; None where there are none."""
-    # Of any size: a smaller limit may have cut the last one short.
-    files = sorted(folder.glob("part-*.parquet"))
-    names = ["hash", "logprob", "action_logprobs", "action_tokens", *(("alone_logprob", "alone_tokens") if ifd else ())]
-    tables = [pq.ParquetFile(file).read(names) for file in files]
-    return pa.concat_tables(tables).drop_null() if tables else None
+def _hashed(files: Sequence[Path], ifd: bool) -> pa.Table | None:
+    """The values of the rows that are scored in shards, with their hashes; None where there are no shards."""
+    names, tables = ["hash", "logprob", "action_logprobs", "action_tokens"], []
+    for file in files:  # of any size: a smaller limit may have cut the last one short
+        reader = pq.ParquetFile(file)
+        table = reader.read(names)
+        second = reader.read([name for name in _SECOND if ifd and name in reader.schema_arrow.names])
+        for name, kind in _SECOND.items() if ifd else ():
+            null = pa.nulls(table.num_rows, kind)
+            table = table.append_column(name, second.column(name) if name in second.column_names else null)
+        tables.append(table.filter(pc.is_valid(table.column("logprob"))))
+    return pa.concat_tables(tables) if tables else None
+
+
+def _whole(known: pa.Table | None, ifd: bool) -> list[int]:
+    """Which rows of a shard need no pass at all."""
+    if known is None:
+        return []
+    found = known.filter(pc.is_valid(known.column("alone_tokens"))) if ifd else known
+    places: list[int] = found.column("at").to_pylist()
+    return places
+
+
+def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None]], ifd: bool) -> tokenised.Plan:
+    """What there is to score in all shards."""
+    total = scored = 0
+    for _, there, part, known in items:
+        taken = [] if known is None else known.column("at").to_pylist()
+        second = sorted({*range(part.rows)} - {*_whole(known, ifd)}) if ifd else None
+        one = tokenised.plan(there, part, taken, second)
+        total, scored = total + one.tokens, scored + one.scored_tokens
+    return tokenised.Plan(total, scored)
 
 
 def _bytes(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
@@ -523,31 +583,28 @@ def _described(settings: Mapping[str, Any]) -> str:
     return ", ".join(str(settings[name]) for name in ("scorer", "dtype", "device") if name in settings)
 
 
-def _counted(advance: Callable[[int, int], None], rows: int, more: int) -> Callable[[int, int], None]:
-    """Progress over more passes than rows: a row counts when its share of them is done."""
+def _counted(advance: Callable[[int, int], None], rows: int, all_: int) -> Callable[[int, int], None]:
+    """Progress over another number of passes than rows: a row counts when its share of them is done."""
     done = told = 0
 
     def count(passes: int, tokens: int) -> None:
         nonlocal done, told
         done += passes
-        now = done * rows // (rows + more)
+        now = done * rows // all_
         advance(now - told, tokens)
         told = now
 
     return count
 
 
-def _sums(row: TokenRow, single: NDArray[np.float32], alone: NDArray[np.float32] | None) -> dict[str, Any]:
+def _sums(row: TokenRow, single: NDArray[np.float32]) -> dict[str, Any]:
     """What is stored of a row: float64 sums, those of actions as float32."""
     values = single.astype(np.float64)
-    known: dict[str, Any] = {
+    return {
         "logprob": float(values.sum()),
         "action_logprobs": np.bincount(row.actions, weights=values).astype(np.float32),
         "action_tokens": np.bincount(row.actions).astype(np.int32),
     }
-    if alone is not None:
-        known |= {"alone_logprob": float(alone.astype(np.float64).sum()), "alone_tokens": len(alone)}
-    return known
 
 
 def _table(

@@ -89,15 +89,21 @@ def read(path: Path, shard: Shard) -> tuple[list[TokenRow], dict[str, pa.Chunked
     return rows, {name: table.column(name) for name in ("id", "hash") if name in table.column_names}
 
 
-def plan(path: Path, parts: list[Shard]) -> Plan:
-    """What there is to score in shards that are tokenised."""
-    total = scored = 0
-    for part in parts:
-        table = shards.read(path, [part], ["ids", "scored"])
-        # Rows that are not scored have empty lists.
-        total += pc.sum(pc.list_value_length(table.column("ids"))).as_py()
-        scored += pc.sum(pc.list_value_length(table.column("scored"))).as_py()
-    return Plan(total, scored)
+def plan(path: Path, shard: Shard, known: Sequence[int] = (), second: Sequence[int] | None = None) -> Plan:
+    """What there is to score in a shard that is tokenised.
+
+    Args:
+        path: What :func:`folder` gave.
+        shard: Which rows.
+        known: Rows of the shard, by their number in it, that need not be scored.
+        second: Rows whose target is scored a second time, by itself; None for none.
+    """
+    table = shards.read(path, [shard], ["ids", "scored"])
+    # Rows that are not scored have empty lists.
+    ids, scored = (pc.list_value_length(table.column(name)).to_numpy().copy() for name in ("ids", "scored"))
+    again = int(scored[list(second)].sum()) if second is not None else 0
+    ids[list(known)] = scored[list(known)] = 0
+    return Plan(int(ids.sum()) + again, int(scored.sum()) + again)
 
 
 def _hash(row: TokenRow) -> bytes:

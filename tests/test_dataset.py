@@ -199,3 +199,21 @@ def test_the_role_that_is_lacking_is_named(tmp_path):
     pl.DataFrame({"question": ["a"], "answer": ["b"]}).write_parquet(tmp_path / "rows.parquet")
     with pytest.raises(InputError, match="no column for completion; name it, --column completion=NAME: there are"):
         load(tmp_path / "rows.parquet", {"prompt": "question"})
+
+
+def test_a_slice_of_json_lines_reads_its_lines_alone(tmp_path):
+    """Rows that lack a key, or whose turns do, have the types of the whole dataset."""
+    path = tmp_path / "rows.jsonl"
+    turn = {"role": "user", "content": "?"}
+    rows = [{"id": 1, "messages": [turn, {"role": "assistant", "content": "!"}]} for _ in range(5)]
+    rows += [{"messages": [{**turn, "name": "Ann"}, {"role": "assistant", "content": "!"}]} for _ in range(5)]
+    path.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    dataset = load(path)
+    for first, stop in ((0, 3), (4, 6), (7, 10)):
+        part = dataset.source(first, stop, here=False)
+        assert part.read().table.equals(dataset.table.slice(first, stop - first))
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(["{broken\n", *text[1:]]))
+    assert part.read().table.num_rows == 3
+    with pytest.raises(InputError, match="line 1: not JSON"):
+        dataset.source(0, 3, here=False).read()

@@ -106,7 +106,10 @@ def test_a_limit_can_be_raised(tmp_path, gsm8k, tokenizer):
     run = p3select.Run(tmp_path / "run")
     assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=100, shard_rows=64)["rows"] == 100
     assert scores.read(run, 1).num_rows == 100
-    assert p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), shard_rows=64)["reused"] == 64
+    # The second shard was cut short at 36 rows: they are not scored again.
+    scorer = FakeScorer(tokenizer)
+    assert p3select.score(gsm8k, run, scorer=scorer, shard_rows=64)["reused"] == 100
+    assert scorer.rows == 100
     assert files(direct.path) == files(run.path)
     with pytest.raises(MismatchError, match="rows: 200 there, 64 now"):
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=64, shard_rows=64)
@@ -139,6 +142,7 @@ def test_rows_of_another_run_are_taken_over_where_they_are_the_same(tmp_path, gs
     assert scores.read(new, 1).equals(scores.read(direct, 1))
     with pytest.raises(InputError, match="no run folder"):
         p3select.score(gsm8k, tmp_path / "third", scorer=FakeScorer(tokenizer), reuse=tmp_path / "gone")
+    assert not (tmp_path / "third").exists()
 
 
 def test_tokens_are_made_once_and_used_in_every_epoch(tmp_path, gsm8k, tokenizer, monkeypatch):
@@ -168,6 +172,39 @@ def test_ifd_scores_the_target_a_second_time_by_itself(tmp_path, gsm8k, tokenize
         assert row["alone_logprob"] == pytest.approx(alone.sum(), rel=1e-6)
     with pytest.raises(MismatchError, match="ifd: True there, None now"):
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30)
+
+
+def test_with_ifd_later_only_the_second_pass_is_made(tmp_path, gsm8k, tokenizer, capsys):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30)
+    scorer = FakeScorer(tokenizer)
+    summary = p3select.score(gsm8k, run, epoch=2, scorer=scorer, limit=40, ifd=True, show_progress=True)
+    # 30 rows by themselves, 10 rows and these by themselves.
+    assert (scorer.rows, summary["reused"]) == (50, 0)
+    table = scores.read(run, 2).to_pydict()
+    lengths = [len(tokenizer(one["prompt"] + one["completion"])["input_ids"]) + 1 for one in rows_of(gsm8k, 40)]
+    tokens = sum(lengths[30:]) + sum(table["tokens"])
+    assert f"cpu: {tokens:,} tokens, {sum(table['tokens']) + sum(table['tokens'][30:]):,} of" in capsys.readouterr().err
+    direct = p3select.Run(tmp_path / "direct")
+    p3select.score(gsm8k, direct, epoch=2, scorer=FakeScorer(tokenizer), limit=40, ifd=True)
+    assert scores.read(run, 2).equals(scores.read(direct, 2))
+    # And without it nothing is left to do.
+    scorer = FakeScorer(tokenizer)
+    assert p3select.score(gsm8k, run, epoch=3, scorer=scorer, limit=40)["reused"] == 40
+    assert scorer.rows == 0
+    capsys.readouterr()
+    p3select.score(gsm8k, run, epoch=4, scorer=FakeScorer(tokenizer), limit=40, show_progress=True)
+    assert "0 tokens, 0 of them scored; 40 of 40 rows are there" in capsys.readouterr().err
+
+
+def rows_of(path, count):
+    return pl.read_parquet(path)[:count].to_dicts()
+
+
+def test_the_estimate_counts_both_passes_of_ifd(gsm8k, tokenizer):
+    one, both = (scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), limit=40, ifd=ifd) for ifd in (False, True))
+    assert both["tokens"] == one["tokens"] + one["scored_tokens"]
+    assert both["scored_tokens"] == 2 * one["scored_tokens"]
 
 
 def test_the_budget_is_said_before_the_work(tmp_path, gsm8k, tokenizer, capsys):
