@@ -7,10 +7,14 @@ descriptors out and counts back, and nothing else moves.
 from __future__ import annotations
 
 import os
+import re
+import socket
+import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p3select import progress
 from p3select.errors import InputError, MissingLibraryError, P3Error
+from p3select.shards import Shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +24,9 @@ ENGINES = ("local", "ray")
 # Ray's defaults are infinite: an item that kills its worker would do so for ever.
 RESTARTS = 4
 RETRIES = 2
+
+PATIENCE = 60
+"""Seconds of waiting for workers after which a line says so."""
 
 
 class Crew(Protocol):
@@ -107,9 +114,9 @@ class _Actor:
     def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         try:
             self._worker = factory(**arguments)
-        except P3Error as error:
+        except Exception as error:
             self._worker = None
-            self._error = str(error)
+            self._error = _reason(error)
 
     def ask(self, attribute: str) -> tuple[Any, str | None]:
         if self._worker is None:
@@ -130,6 +137,9 @@ class _Actor:
             getattr(self._worker, method)(*item, count)
         except P3Error as error:
             return 0, 0, str(error)
+        except Exception as error:
+            where = "".join(f" of rows {part.first} to {part.stop - 1}" for part in item if isinstance(part, Shard))
+            return 0, 0, f"{method}{where}: {_reason(error)}"
         return rows, tokens, None
 
 
@@ -161,22 +171,26 @@ class _Actors:
 
     def _shares(self, workers: int | None, gpus: float | None) -> tuple[int, float, float]:
         """Workers, and the GPUs and cores of each."""
-        there = self._ray.cluster_resources()
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        devices, cores = ([node.get(kind, 0.0) for node in nodes] for kind in ("GPU", "CPU"))
         if gpus is None:
-            gpus = 1.0 if there.get("GPU") else 0.0
-        if gpus < 0 or gpus > there.get("GPU", 0.0):
-            raise InputError(f"{gpus:g} GPUs a worker: the cluster has {there.get('GPU', 0.0):g}")
+            gpus = 1.0 if sum(devices) else 0.0
+        if gpus < 0 or gpus > max(devices):
+            raise InputError(f"{gpus:g} GPUs a worker: the cluster has {_listed(devices)}")
+        room = sum(int(held / gpus + 1e-9) for held in devices) if gpus else None
         if workers is None:
-            workers = int(there["GPU"] // gpus) if gpus else 1
+            workers = room or 1
         if workers < 1:
             raise InputError(f"workers {workers}: at least 1")
-        if gpus * workers > there.get("GPU", 0.0) or workers > there["CPU"]:
-            raise InputError(
-                f"{workers} workers of {gpus:g} GPUs and a core at least: the cluster has "
-                f"{there.get('GPU', 0.0):g} GPUs and {there['CPU']:g} cores"
-            )
         # Where a GPU does the work, the cores are left to others.
-        return workers, gpus, 1.0 if gpus else float(there["CPU"] // workers)
+        share = 1.0 if gpus else cores_of_each(workers, cores)
+        if share is None or (room is not None and workers > room) or workers > sum(map(int, cores)):
+            raise InputError(
+                f"{workers} workers of {gpus:g} GPUs and a core at least: the cluster has {_listed(devices)} GPUs and "
+                f"{_listed(cores)} cores"
+            )
+        self._asked = f"{workers} of {share:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        return workers, gpus, share
 
     def _make(
         self, factory: Callable[..., Any], arguments: Mapping[str, Any], workers: int, gpus: float, cores: float
@@ -187,7 +201,13 @@ class _Actors:
         return [kind.remote(factory, dict(arguments)) for _ in range(workers)]
 
     def ask(self, attribute: str) -> Any:
-        answers = self._get([actor.ask.remote(attribute) for actor in self._actors])
+        asked = [actor.ask.remote(attribute) for actor in self._actors]
+        while waiting := self._ray.wait(asked, num_returns=len(asked), timeout=PATIENCE)[1]:
+            progress.say(
+                f"waiting for {len(waiting)} of the workers asked for ({self._asked}): they are loading, or the "
+                "cluster has no room for them now"
+            )
+        answers = self._get(asked)
         for value, error in answers:
             if error is not None:
                 raise InputError(error)
@@ -229,6 +249,11 @@ class _Actors:
                 f"a worker died {RETRIES + 1} times at one shard, or {RESTARTS + 1} times in all (out of memory?); "
                 f"what is finished stays, and the same command goes on from there: {_first_line(error)}"
             ) from error
+        except self._ray.exceptions.RayError as error:
+            raise P3Error(
+                f"Ray failed ({type(error).__name__}: {_first_line(error)}); what is finished stays, and the same "
+                "command goes on from there"
+            ) from error
         return found
 
     def close(self) -> None:
@@ -239,17 +264,68 @@ class _Actors:
                 self._ray.kill(actor)
 
 
+def cores_of_each(workers: int, nodes: Sequence[float]) -> float | None:
+    """The most whole cores that every worker can have, none of them across two machines; None if not even one.
+
+    Args:
+        workers: How many.
+        nodes: The cores of each machine.
+    """
+    for share in range(int(max(nodes)), 0, -1):
+        if sum(int(cores // share) for cores in nodes) >= workers:
+            return float(share)
+    return None
+
+
 def _start(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start a Ray of this machine's own."""
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    named = f"at {address!r}" if address is not None else f"at {os.environ.get('RAY_ADDRESS')!r} (RAY_ADDRESS)"
     if address is None and "RAY_ADDRESS" not in os.environ:
         address = "local"
     if address == "local":
         options["include_dashboard"] = False
+    else:
+        _refuse_silence(address or os.environ["RAY_ADDRESS"], named)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster at {address!r}: {_first_line(error)}") from error
+        raise InputError(f"no Ray cluster {named}: {' '.join(str(error).split())}") from error
+
+
+def _refuse_silence(address: str, named: str) -> None:
+    """Refuse an address where nothing answers: Ray itself would try for many minutes."""
+    if address == "auto":
+        try:
+            from ray._private.services import canonicalize_bootstrap_address
+
+            address = canonicalize_bootstrap_address("auto") or ""
+        except (ImportError, ConnectionError):
+            return  # ray.init says it
+    found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
+    if found is None:
+        return  # another kind of address: ray.init checks it
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster {named}: nothing answers at {address} ({error}); start one there with 'ray start --head', "
+            "or leave the address out for a Ray of this machine's own"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a worker, in one line, with the place where it was no refusal of p3select's."""
+    if isinstance(error, P3Error):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {_first_line(error)}{place}"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    """Such as 8 + 8."""
+    return " + ".join(f"{number:g}" for number in numbers)
 
 
 def _difference(one: Any, other: Any) -> str:

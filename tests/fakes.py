@@ -49,14 +49,19 @@ class Unlucky(FakeScorer):
         once: str | None = None,
         deadly: int | None = None,
         refused: int | None = None,
+        fault: str | None = None,
     ):
         from transformers import AutoTokenizer
 
         super().__init__(AutoTokenizer.from_pretrained(model))
-        self.delay, self.once, self.deadly, self.refused = delay, once, deadly, refused
+        self.delay, self.once, self.deadly, self.refused, self.fault = delay, once, deadly, refused, fault
+        if fault == "in init":
+            raise RuntimeError("no driver\nand a trace")
 
     def score(self, ids, scored, advance):
         time.sleep(self.delay)
+        if self.fault:
+            raise RuntimeError("out of memory\nand a trace")
         if self.deadly in map(len, ids):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.refused in map(len, ids):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import shards, tokenised
+from p3select import distributed, shards, tokenised
 from p3select.errors import InputError, P3Error
 from tests.test_scores import files
 
@@ -103,6 +104,17 @@ def test_what_a_worker_refuses_is_said_in_one_line(cluster, tmp_path, data, smol
         on_ray(data, tmp_path / "third", smollm2, gpus=1)
 
 
+def test_a_fault_in_a_worker_is_said_in_one_line(cluster, tmp_path, data, smollm2):
+    for fault, message in (
+        ("in score", r"score of rows 0 to 7: RuntimeError: out of memory \(.*fakes.py, line \d+\)"),
+        ("in init", r"RuntimeError: no driver \(.*fakes.py"),
+    ):
+        with pytest.raises(P3Error, match=message) as raised:
+            on_ray(data, tmp_path / "run", smollm2, options={"fault": fault})
+        assert "\n" not in str(raised.value)
+    assert not list((tmp_path / "run").glob("scores/*/part-*"))
+
+
 def test_rows_that_change_meanwhile_are_noticed(tmp_path, data):
     source = p3select.dataset.load(data).source(15, 25, here=False)
     assert source.read().rows() == p3select.dataset.load(data).rows(15, 25)
@@ -148,3 +160,48 @@ def test_a_killed_driver_goes_on_with_what_is_missing(tmp_path, data, here, smol
     # What is left of the Ray that the driver had started.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "cores"),
+    [(1, [2, 2], 2), (2, [2, 2], 2), (3, [2, 2], 1), (2, [2, 4], 2), (1, [2, 4], 4), (5, [2, 2], None), (3, [8], 2)],
+)
+def test_a_worker_has_its_cores_on_one_machine(workers, nodes, cores):
+    assert distributed.cores_of_each(workers, nodes) == cores
+
+
+def test_a_cluster_of_two_machines(tmp_path, data, here, smollm2):
+    """Two Ray nodes of unequal size, in a process of their own; a worker fits on one of them."""
+    code = (
+        "import sys, p3select\n"
+        "from ray.cluster_utils import Cluster\n"
+        "nodes = Cluster(initialize_head=True, head_node_args={'num_cpus': 2, 'include_dashboard': False})\n"
+        "nodes.add_node(num_cpus=1)\n"
+        "for run, workers in ((sys.argv[2], None), (sys.argv[5], 3)):\n"
+        "    p3select.score(sys.argv[1], run, sys.argv[3], scorer=sys.argv[4], engine='ray', workers=workers,"
+        " shard_rows=8, address=nodes.address)\n"
+        "nodes.shutdown()\n"
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = [sys.executable, "-c", code, str(data), str(one), str(smollm2), SCORER, str(two)]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert files(one) == files(two) == here
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, data, smollm2, monkeypatch):
+    ray.shutdown()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(InputError, match=f"no Ray cluster at '127.0.0.1:{port}': nothing answers at .*'ray start --head'"):
+        on_ray(data, tmp_path / "run", smollm2, address=f"127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(InputError, match=r"\(RAY_ADDRESS\): nothing answers"):
+        on_ray(data, tmp_path / "run", smollm2)
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(InputError, match=r"at 'nonsense' \(RAY_ADDRESS\): Invalid address format"):
+        on_ray(data, tmp_path / "run", smollm2)
+    assert time.monotonic() - start < 30
