@@ -124,7 +124,8 @@ SELECTING = _together(
         "--selector",
         default="auto",
         show_default=True,
-        help="dpp, dpp-torch (CUDA), dpp-local, kdpp, topk, uniform, module:function; auto: dpp if it fits, or dpp-local.",
+        help="dpp, dpp-local, dpp-torch (CUDA), kdpp, topk, uniform, kcenter, facility, d2, deita, module:function; auto: dpp "
+        "if it fits, or dpp-local.",
     ),
     click.option(
         "--similarity",

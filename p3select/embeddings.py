@@ -210,34 +210,46 @@ def read(run: Run) -> tuple[NDArray[np.float32], str]:
 
 
 def twins(vectors: NDArray[np.float32], cosine: float = TWIN) -> NDArray[np.bool_]:
-    """Which rows have another one at a higher cosine.
+    """Which rows have another one at a higher cosine, (n,).
 
     Args:
         vectors: (n, d) of norm 1.
         cosine: The threshold.
+    """
+    # The second best: the best is the row itself, or a copy of it.
+    found: NDArray[np.bool_] = nearest(vectors, 2)[0][:, 1] > cosine
+    return found
+
+
+def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Every row's nearest rows, itself among them.
+
+    Args:
+        vectors: (n, d) of norm 1.
+        count: How many.
 
     Returns:
-        (n,). Up to ``COMPARED_ROWS`` rows exactly. Above, a row's nearest one is sought in the ``PROBES`` cells nearest
-        to it of an inverted file (FAISS, IndexIVFFlat): a few may be missed, none is wrongly found.
+        (cosines, rows): (n, count) by falling cosine; −1 as row, and a cosine below −1, where fewer were found. Up to
+        ``COMPARED_ROWS`` rows exactly. Above, they are sought in the ``PROBES`` cells nearest to the row of an inverted
+        file (FAISS, IndexIVFFlat): some may be missed.
     """
     import faiss
 
     n, d = vectors.shape
-    found = np.zeros(n, np.bool_)
     index: Any = faiss.IndexFlatIP(d)
     if n > COMPARED_ROWS:
         cells = int(4 * np.sqrt(n))
         index = faiss.IndexIVFFlat(index, d, cells, faiss.METRIC_INNER_PRODUCT)
         drawn = np.random.default_rng(0).choice(n, min(n, 40 * cells), replace=False)
-        index.train(np.ascontiguousarray(vectors[np.sort(drawn)]))
+        index.train(np.ascontiguousarray(vectors[np.sort(drawn)], np.float32))
         index.nprobe = PROBES
-    for first in range(0, n, COMPARED_ROWS):
-        index.add(np.ascontiguousarray(vectors[first : first + COMPARED_ROWS]))
-    for first in range(0, n, COMPARED_ROWS):
-        # The second best: the best is the row itself, or a copy of it.
-        nearest, _ = index.search(np.ascontiguousarray(vectors[first : first + COMPARED_ROWS]), 2)
-        found[first : first + COMPARED_ROWS] = nearest[:, 1] > cosine
-    return found
+    cosines, rows = np.empty((n, count), np.float32), np.empty((n, count), np.int64)
+    blocks = [slice(first, first + COMPARED_ROWS) for first in range(0, n, COMPARED_ROWS)]
+    for block in blocks:
+        index.add(np.ascontiguousarray(vectors[block], np.float32))
+    for block in blocks:
+        cosines[block], rows[block] = index.search(np.ascontiguousarray(vectors[block], np.float32), count)
+    return cosines, rows
 
 
 def _manifest(run: Run) -> Path:

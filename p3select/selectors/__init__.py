@@ -23,6 +23,10 @@ BUILTIN = {
     "dpp-torch": ("p3select.selectors.dpp_torch:dpp_torch", "hf"),
     "kdpp": ("p3select.selectors.kdpp:kdpp", ""),
     "topk": ("p3select.selectors.topk:topk", ""),
+    "kcenter": ("p3select.selectors.kcenter:kcenter", ""),
+    "facility": ("p3select.selectors.facility:facility", ""),
+    "d2": ("p3select.selectors.d2:d2", ""),
+    "deita": ("p3select.selectors.deita:deita", ""),
     "uniform": ("p3select.selectors.uniform:uniform", ""),
 }
 
@@ -48,7 +52,8 @@ class Selector(Protocol):
 
         Returns:
             (rows, gains): (k,) int64 distinct rows in the order picked, and (k,) float64, for each pick the
-            ratio det L_{picked so far} / det L_{picked before} of the kernel that the selector goes by.
+            ratio det L_{picked so far} / det L_{picked before} of the kernel that the selector goes by; or, where it
+            goes by none, what the pick added to what it does go by. They never rise.
         """
         ...
 

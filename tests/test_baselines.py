@@ -1,0 +1,125 @@
+"""Selectors to compare with: against brute force, or their published definition."""
+
+import numpy as np
+import pytest
+
+from p3select import embeddings, limits
+from p3select.selectors.d2 import d2
+from p3select.selectors.deita import deita
+from p3select.selectors.facility import facility
+from p3select.selectors.kcenter import kcenter
+
+
+def draw(seed, n=60, d=6):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) + 2.0 * rng.normal(size=(8, d))[rng.integers(0, 8, n)]
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return x, rng.uniform(0.1, 1.0, n)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kcenter_is_farthest_first(seed, weighted):
+    x, q = draw(seed)
+    q = q if weighted else np.ones(len(q))
+    rows, gains = kcenter(x, q, 15)
+    distance = 1.0 - x.astype(np.float64) @ x.T.astype(np.float64)
+    picked = [int(q.argmax())]
+    for _ in range(14):
+        worth = q * distance[:, picked].min(axis=1)
+        worth[picked] = -1
+        picked.append(int(worth.argmax()))
+    assert rows.tolist() == picked
+    np.testing.assert_allclose(
+        gains[1:], [q[r] * distance[r, picked[:t]].min() for t, r in enumerate(picked) if t], rtol=1e-4
+    )
+    # No more than twice the best radius (Gonzalez 1985), in distances that are a metric.
+    if not weighted:
+        radius = np.sqrt(2 * np.maximum(distance, 0))[:, picked[:3]].min(axis=1).max()
+        pairs = np.sqrt(2 * np.maximum(distance, 0))
+        best = min(pairs[:, [a, b, c]].min(axis=1).max() for a in range(0, 60, 2) for b in range(a) for c in range(b))
+        assert radius <= 2 * best + 1e-6
+
+
+def test_kcenter_keeps_to_limits():
+    x, q = draw(1)
+    group = np.arange(60) % 5
+    rows, _ = kcenter(x, q, 12, keep=[7, 9], limits=limits.at_most(2, group))
+    assert set(rows[:2].tolist()) == {7, 9}
+    assert len(rows) == 10
+    assert np.bincount(group[rows]).max() == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_facility_is_the_plain_greedy_of_its_objective(seed):
+    x, q = draw(seed)
+    rows, gains = facility(x, q, 12, neighbours=60)
+    value = np.maximum(x.astype(np.float64) @ x.T.astype(np.float64), 0) * q
+    best, picked, added = np.zeros(60), [], []
+    for _ in range(12):
+        gain = np.maximum(value - best[:, None], 0).sum(axis=0)
+        gain[picked] = -1
+        row = int(gain.argmax())
+        picked.append(row)
+        added.append(gain[row])
+        best = np.maximum(best, value[:, row])
+    assert rows.tolist() == picked
+    np.testing.assert_allclose(gains, added, rtol=1e-5)
+    # Of few neighbours: a row's own value and those of rows that are near.
+    sparse, _ = facility(x, q, 12, neighbours=5)
+    assert len(set(sparse.tolist())) == 12
+
+
+def test_facility_fills_up_by_quality():
+    x = np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)
+    q = np.linspace(0.1, 1.0, 12)
+    rows, gains = facility(x, q, 6)
+    assert rows.tolist() == [11, 7, 3, 10, 9, 8]
+    assert (gains > 0).tolist() == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_d2_passes_messages_as_published(seed):
+    x, q = draw(seed)
+    rows, gains = d2(x, q, 20, neighbours=4, gamma=0.7)
+    y = x.astype(np.float64)
+    squared = ((y[:, None] - y) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    near = np.argsort(squared, axis=1)[:, :4]
+    weight = np.exp(-0.7 * np.take_along_axis(squared, near, axis=1))
+    score = q + (weight * q[near]).sum(axis=1)
+    picked, values = [], []
+    for _ in range(20):
+        row = max((i for i in range(60) if i not in picked), key=lambda i: score[i])
+        picked.append(row)
+        values.append(score[row])
+        for j, e in zip(near[row], weight[row], strict=True):
+            score[j] -= e * values[-1]
+    assert rows.tolist() == picked
+    np.testing.assert_allclose(gains, np.maximum(values, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_deita_passes_over_what_is_near_to_what_it_has(seed, monkeypatch):
+    monkeypatch.setattr("p3select.selectors.deita.BLOCK_ROWS", 7)
+    x, q = draw(seed)
+    rows, gains = deita(x, q, 40, threshold=0.6)
+    picked = []
+    for row in np.argsort(-q, kind="stable"):
+        if all(float(x[row] @ x[other]) <= 0.6 for other in picked):
+            picked.append(int(row))
+    picked = picked[:40]
+    rest = [int(row) for row in np.argsort(-q, kind="stable") if row not in picked][: 40 - len(picked)]
+    assert rows.tolist() == picked + rest
+    assert (gains > 0).sum() == len(picked) < 40
+
+
+def test_nearest_rows_are_exact_below_the_bound_and_nearly_above(monkeypatch):
+    x, _ = draw(3, n=2_000, d=12)
+    cosines, rows = embeddings.nearest(x, 6)
+    order = np.argsort(-(x @ x.T), axis=1, kind="stable")[:, :6]
+    np.testing.assert_allclose(cosines, np.take_along_axis(x @ x.T, order, axis=1), atol=1e-5)
+    monkeypatch.setattr(embeddings, "COMPARED_ROWS", 500)
+    found = embeddings.nearest(x, 6)[1]
+    hit = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(found.tolist(), rows.tolist(), strict=True)])
+    assert hit > 0.9
