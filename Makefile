@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM := true
 # Threads that wait for each other give their core away: on a machine that does other work too, five times as fast.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install models vllm demo fix lint test docs bench
+.PHONY: install models vllm demo fix lint test test-trainers docs bench
 
 install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
@@ -41,14 +41,38 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
+	$(BIN)/python docs/make_trainers.py --check
 
 # Two at a time: most tests wait for a model to load, or for one core.
 test: install models vllm
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# Every trainer in an environment of its own, as their requirements differ (axolotl's is 4 GB). The results go into
+# docs/trainers.json, and as a table into docs/trainers.md.
+test-trainers: install models .venv-axolotl/installed .venv-llamafactory/installed
+	$(BIN)/pytest tests/trainers/test_hf.py tests/trainers/test_hf_processes.py --cells docs/trainers.json
+	.venv-axolotl/bin/pytest tests/trainers/test_axolotl.py --cells docs/trainers.json
+	.venv-llamafactory/bin/pytest tests/trainers/test_llamafactory.py --cells docs/trainers.json
+	$(BIN)/python docs/make_trainers.py
+
+.venv-axolotl/installed: pyproject.toml requirements/axolotl-cpu.txt
+	$(PYTHON) -m venv .venv-axolotl
+	.venv-axolotl/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-axolotl/bin/pip install --quiet --no-deps -r requirements/axolotl-cpu.txt
+	.venv-axolotl/bin/pip install --quiet --no-deps -e .
+	touch $@
+
+.venv-llamafactory/installed: pyproject.toml requirements/llamafactory-cpu.txt requirements/torchaudio/pyproject.toml
+	$(PYTHON) -m venv .venv-llamafactory
+	.venv-llamafactory/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-llamafactory/bin/pip install --quiet --no-deps -r requirements/llamafactory-cpu.txt
+	.venv-llamafactory/bin/pip install --quiet --no-deps ./requirements/torchaudio -e .
+	touch $@
+
 # docs/cli.md is made from the commands' own help.
 docs: install
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_trainers.py
 
 bench: install models
 	$(BIN)/python -m benchmarks scoring

@@ -124,8 +124,8 @@ SELECTING = _together(
         "--selector",
         default="auto",
         show_default=True,
-        help="dpp, dpp-local, dpp-torch (CUDA), kdpp, topk, uniform, kcenter, facility, d2, deita, module:function; auto: dpp "
-        "if it fits, or dpp-local.",
+        help="dpp, dpp-local, dpp-torch (CUDA), kdpp, topk, uniform, kcenter, facility, d2, deita, "
+        "module:function; auto: dpp if it fits, or dpp-local.",
     ),
     click.option(
         "--similarity",
@@ -290,8 +290,13 @@ def select(as_json: bool, **options: Any) -> None:
 @cli.command()
 @RUN
 @click.option("--epoch", type=int, required=True, help="The epoch whose index is exported.")
-@click.option("--to", required=True, help="jsonl, parquet or trl (a folder for datasets.load_dataset).")
-@click.option("--out", required=True, metavar="PATH", help="The file or folder to write.")
+@click.option("--to", required=True, help="jsonl, parquet; trl, axolotl or llamafactory (folders).")
+@click.option(
+    "--out",
+    required=True,
+    metavar="PATH",
+    help="The file or folder to write; a folder for many epochs with / at its end.",
+)
 @OVERWRITE
 @JSON
 def export(as_json: bool, **options: Any) -> None:
@@ -355,7 +360,7 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
     metavar="COMMAND",
     help="Trains on {data} (or {index}) from {model} and leaves weights in {out}; also {epoch}, {epochs}, {seed}.",
 )
-@click.option("--to", default="jsonl", show_default=True, help="How {data} is written: jsonl, parquet or trl.")
+@click.option("--to", default="jsonl", show_default=True, help="How {data} is written: as with export --to.")
 @click.option("--encoder", metavar="M", help="Embeds the rows first, where the run folder has no embeddings.")
 @SCORING
 @SELECTING

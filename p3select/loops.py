@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 PLACES = ("model", "data", "index", "out", "epoch", "epochs", "seed")
 # What an exporter's file is called; the others write folders.
-SUFFIXES = {"jsonl": ".jsonl", "parquet": ".parquet"}
 
 
 def loop(
@@ -97,7 +96,7 @@ def loop(
         out = folder / "weights"
         places = {
             "model": policy,
-            "data": str(folder / f"train{SUFFIXES.get(to, '')}"),
+            "data": str(folder / f"train{exporters.SUFFIXES.get(to, '')}"),
             "index": str(run.index(epoch)),
             "out": str(out),
             "epoch": str(epoch),

@@ -196,7 +196,8 @@ def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, data, smo
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     start = time.monotonic()
-    with pytest.raises(InputError, match=f"no Ray cluster at '127.0.0.1:{port}': nothing answers at .*'ray start --head'"):
+    refused = f"no Ray cluster at '127.0.0.1:{port}': nothing answers at .*'ray start --head'"
+    with pytest.raises(InputError, match=refused):
         on_ray(data, tmp_path / "run", smollm2, address=f"127.0.0.1:{port}")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     with pytest.raises(InputError, match=r"\(RAY_ADDRESS\): nothing answers"):

@@ -52,8 +52,8 @@ def export(run: Run | str | Path, *, epoch: int, to: str, out: str | Path, overw
     Args:
         run: The run folder.
         epoch: From 1.
-        to: ``jsonl``, ``parquet``, ``trl`` (a folder for ``datasets.load_dataset``), ``llamafactory`` (a folder for
-            its ``dataset_dir``), or another exporter's name.
+        to: ``jsonl``, ``parquet``, ``trl`` (a folder for ``datasets.load_dataset``), ``axolotl`` (a folder, with the
+            entry for its ``datasets``), ``llamafactory`` (a folder for its ``dataset_dir``), or another one's name.
         out: The file or folder to write. With a slash at its end, or where it is a folder and ``to`` writes a file,
             it is a folder for many epochs, and what is written there is called ``epoch-001``, with the file's ending.
         overwrite: Replace what is there.

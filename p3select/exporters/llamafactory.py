@@ -93,6 +93,20 @@ def turns(values: Any) -> tuple[list[dict[str, str]], dict[str, str]]:
     return plain, {"role_tag": who, "content_tag": what, **tags}
 
 
+def note(found: Mapping[str, str], tags: dict[str, str]) -> None:
+    """Add a row's tags to those of the rows before.
+
+    Raises:
+        InputError: They differ.
+    """
+    for tag, name in found.items():
+        if tags.setdefault(tag, name) != name:
+            raise InputError(
+                f"{name!r} where rows before have {tags[tag]!r}, and LLaMA-Factory knows one name for each: write the "
+                "same in all rows"
+            )
+
+
 def complete(tags: Mapping[str, str]) -> dict[str, str]:
     """All tags, as LLaMA-Factory takes none of its own beside given ones."""
     defaults = ("human", "gpt", "observation", "system") if tags["role_tag"] == "from" else TAGS
@@ -105,7 +119,10 @@ def _checked(rows: pa.RecordBatchReader, columns: Mapping[str, str], tags: dict[
         for role in ("messages", "conversations"):
             if role in columns:
                 for row, values in enumerate(batch.column(columns[role]).to_pylist(), number):
-                    _noted(values, tags, row)
+                    try:
+                        note(turns(values)[1], tags)
+                    except InputError as error:
+                        raise InputError(f"row {row} of the selection: {error}; mend it, or leave it out") from None
         for role in ("prompt", "completion", "instruction", "output"):
             if role in columns:
                 _texts(batch.column(columns[role]), columns[role], number)
@@ -113,19 +130,6 @@ def _checked(rows: pa.RecordBatchReader, columns: Mapping[str, str], tags: dict[
             raise InputError(f"column {columns['tools']!r}: LLaMA-Factory wants the tools of a row as one text of JSON")
         number += len(batch)
         yield batch
-
-
-def _noted(values: Any, tags: dict[str, str], row: int) -> None:
-    try:
-        _, found = turns(values)
-    except InputError as error:
-        raise InputError(f"row {row} of the selection: {error}; mend the row, or leave it out") from None
-    for tag, name in found.items():
-        if tags.setdefault(tag, name) != name:
-            raise InputError(
-                f"row {row} of the selection: {name!r} where rows before have {tags[tag]!r}; LLaMA-Factory knows one "
-                "name for each: write the same in all rows"
-            )
 
 
 def _texts(values: pa.Array, name: str, first: int) -> None:

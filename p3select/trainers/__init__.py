@@ -1,1 +1,1 @@
-"""What runs inside a trainer: :mod:`p3select.trainers.hf` for transformers and TRL."""
+"""What runs inside trainers: transformers and TRL (:mod:`.hf`), :mod:`.axolotl`, :mod:`.llamafactory`."""

@@ -1,0 +1,1 @@
+"""Nothing, in the place of torchaudio: see pyproject.toml."""
