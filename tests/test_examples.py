@@ -1,4 +1,4 @@
-"""The loop with the command line of TRL, and with a command that keeps optimizer and learning rates."""
+"""The examples that run in this environment; those of axolotl and LLaMA-Factory are in tests/trainers."""
 
 import json
 import os
@@ -19,17 +19,40 @@ ROOT = Path(__file__).parents[1]
 VOCABULARY = 1000
 
 
-@pytest.mark.slow
-def test_trl_s_command_line(smollm2, minilm, tmp_path):
+@pytest.fixture
+def run_example(smollm2, minilm, tmp_path):
+    """Runs an example, in a copy of the checkout's examples and models."""
     for name in ("examples", "models"):
         (tmp_path / name).mkdir()
-    for path in (ROOT / "models").iterdir():
+    for path in (smollm2, minilm):
         (tmp_path / "models" / path.name).symlink_to(path.resolve())
-    for name in ("gsm8k.parquet", "loop_trl.py"):
-        (tmp_path / "examples" / name).write_bytes((ROOT / "examples" / name).read_bytes())
-    call = [sys.executable, str(tmp_path / "examples" / "loop_trl.py")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "examples" / "gsm8k.parquet").symlink_to(ROOT / "examples" / "gsm8k.parquet")
+
+    def run(name):
+        script = tmp_path / "examples" / name
+        script.write_bytes((ROOT / "examples" / name).read_bytes())
+        call = [sys.executable, str(script)]
+        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_attach_to_a_trl_trainer(run_example, tmp_path):
+    said = run_example("trl_attach.py")
+    run = p3select.Run(tmp_path / "runs" / "trl-attach" / "run")
+    for epoch in (1, 2):
+        rows = pl.read_parquet(run.index(epoch))["row"].to_list()
+        assert len(rows) == 6
+        part = said.partition(f"Epoch {epoch}:")[2].partition("Epoch")[0]
+        assert [int(line.split()[1]) for line in part.splitlines() if line.startswith("  row")] == rows
+
+
+@pytest.mark.slow
+def test_trl_s_command_line(run_example, tmp_path):
+    run_example("loop_trl.py")
     loop = tmp_path / "runs" / "loop-trl" / "run" / "loop"
     weights = [load_file(loop / f"epoch-00{epoch}" / "weights" / "model.safetensors") for epoch in (1, 2)]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
