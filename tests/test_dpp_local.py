@@ -164,10 +164,10 @@ def test_accuracy_is_exact_for_few_picks_and_close_for_many(monkeypatch):
 
 
 def test_parameters_follow_n_and_k_and_can_be_given():
-    assert parameters(40, 30) == (1, 1, 48)
+    assert parameters(40, 30) == (1, 1, 24)
     assert parameters(100_000, 10_000) == (250, 8, 48)
     assert parameters(1_000_000, 100_000) == (2_048, 4, 16)
-    assert parameters(1_000, 900) == (10, 8, 48)
+    assert parameters(1_000, 900) == (10, 10, 24)
     assert parameters(1_000, 10, cells=30, probes=2, neighbours=5) == (30, 2, 5)
 
 

@@ -21,13 +21,14 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from p3select import kernel
+from p3select import kernel, neighbors
 from p3select import limits as bounded
 from p3select.errors import InputError
 from p3select.selectors import embedded
@@ -72,8 +73,11 @@ FINALISTS = 128
 FINALIST_BYTES = 2**28
 """Room for the columns of finalists, of which there is room for ``UNFILTERED`` rows at least."""
 
-REFRESHED = 2_048
-"""Rows of one matrix product."""
+REFRESHED = 512
+"""Rows of one matrix product, which one thread does: at most so many, and"""
+
+LEAST_REFRESHED = 32
+"""at least so many, where there are. It does not depend on the number of threads, and so neither does rounding."""
 
 
 def dpp(
@@ -149,13 +153,14 @@ def dpp(
     kind = checked_similarity(x, similarity, scale)
     priority = bounded.first(q, keep)
     margin = MARGIN * (1.0 + 1.0 / kind.h)
-    while True:
-        left = bounded.checked(limits, q.size, keep, k)
-        rows, gains, wrong = _greedy(x, unit, priority, k, kind, left, margin)
-        if wrong <= 0:
-            return completed(rows, gains, q, k, priority, keep, left)
-        # A float32 value was off by more than its margin: what it ruled out may have been wrong.
-        margin = wrong
+    with neighbors.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
+        while True:
+            left = bounded.checked(limits, q.size, keep, k)
+            rows, gains, wrong = _greedy(x, unit, priority, k, kind, left, pool, margin)
+            if wrong <= 0:
+                return completed(rows, gains, q, k, priority, keep, left)
+            # A float32 value was off by more than its margin: what it ruled out may have been wrong.
+            margin = wrong
 
 
 def choose(n: int, d: int, k: int) -> tuple[str, str]:
@@ -262,6 +267,7 @@ def _greedy(
     k: int,
     similarity: Similarity,
     limits: Limits,
+    pool: ThreadPoolExecutor,
     margin: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
     """Picks and gains up to k or the rank; and 0, or a margin that would have been enough where this one was not."""
@@ -273,6 +279,7 @@ def _greedy(
     filtered = n > UNFILTERED
     coarse = _level(n if filtered else 1, k, d, np.float32)
     fine = _level(_slots(n, k), k, d, np.float64)
+    room, room64 = ([reserved(REFRESHED, k, t) for _ in range(neighbors.threads())] for t in (np.float32, np.float64))
     unit64 = np.empty((len(fine.seen), d))
     slot, owner = np.full(n, -1), np.full(len(fine.seen), -1)
     cap = np.ones(n)  # what float64 says of the variance
@@ -290,7 +297,7 @@ def _greedy(
             break
         if filtered:
             stale = top[slot[top] < 0]
-            _refresh(coarse, stale, unit, beyond / squared[stale] - margin, t, similarity)
+            _refresh(coarse, stale, unit, beyond / squared[stale] - margin, t, similarity, pool, room)
         before, missing = t, int(bounds(top).argmax())
         while missing >= 0 and t < k:
             wanted = bounds(top)
@@ -299,7 +306,7 @@ def _greedy(
             new = _seat(chosen, slot, owner, squared * cap)
             unit64[slot[new]] = kernel.unit_rows(x[new])
             fine.seen[slot[new]], fine.variance[slot[new]] = 0, 1.0
-            _refresh(fine, slot[chosen], unit64, np.zeros(len(chosen)), t, similarity)
+            _refresh(fine, slot[chosen], unit64, np.zeros(len(chosen)), t, similarity, pool, room64)
             cap[chosen] = _alive(fine.variance[slot[chosen]])
             both = new[coarse.seen[new] == t] if filtered else new[:0]
             error = fine.variance[slot[both]] - coarse.variance[both]
@@ -372,22 +379,41 @@ def _seat(
 
 
 def _refresh(
-    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, s: Similarity
+    level: _Level,
+    slots: NDArray[np.int64],
+    unit: NDArray[Any],
+    enough: NDArray[np.float64],
+    t: int,
+    similarity: Similarity,
+    pool: ThreadPoolExecutor,
+    room: list[NDArray[Any]],
 ) -> None:
     """Compute the columns of some rows up to the pick t, or until a row's variance is below ``enough``."""
     order = np.argsort(level.seen[slots], kind="stable")
     order = order[level.seen[slots[order]] < t]
-    for part in range(0, len(order), REFRESHED):
-        some = order[part : part + REFRESHED]
-        _refresh_some(level, slots[some], unit[slots[some]], enough[some], t, s)
+    size = min(REFRESHED, max(LEAST_REFRESHED, -(-len(order) // 8)))
+
+    def work(first: int) -> None:
+        some, known = order[first : first + size], room.pop()
+        _refresh_some(level, slots[some], unit[slots[some]], enough[some], t, similarity, known)
+        room.append(known)
+
+    for _ in pool.map(work, range(0, len(order), size)):
+        pass
 
 
 def _refresh_some(
-    level: _Level, slots: NDArray[np.int64], unit: NDArray[Any], enough: NDArray[np.float64], t: int, s: Similarity
+    level: _Level,
+    slots: NDArray[np.int64],
+    unit: NDArray[Any],
+    enough: NDArray[np.float64],
+    t: int,
+    s: Similarity,
+    known: NDArray[Any],
 ) -> None:
-    """The same of rows in the order in which they were seen, by products of matrices that fit in a cache."""
+    """The same of rows in the order in which they were seen; ``known`` is room for their columns."""
     seen = level.seen[slots]
-    known = level.columns[slots, :t]
+    _copy(level.columns, slots, seen[-1], known)
     stop = int(seen[0])
     while stop < t:
         start, stop = stop, min(stop // BLOCK * BLOCK + BLOCK, t)
@@ -403,9 +429,20 @@ def _refresh_some(
         some[part:][np.arange(start, stop) < seen[part:rows, None]] = 0.0
         level.variance[slots[:rows]] -= np.einsum("ij,ij->i", some, some, dtype=np.float64)
         level.seen[slots[:rows]] = seen[:rows] = stop
-        left = level.variance[slots] >= enough
-        if stop < t and 4 * np.count_nonzero(left[:rows]) < 3 * rows:
-            slots, unit, enough, seen, known = slots[left], unit[left], enough[left], seen[left], known[left]
+        left = np.flatnonzero(level.variance[slots] >= enough)
+        if not left.size:
+            break
+        if stop < t and 4 * np.searchsorted(left, rows) < 3 * rows:
+            slots, unit, enough, seen = slots[left], unit[left], enough[left], seen[left]
+            _copy(known, left, max(stop, seen[-1]), known)
+
+
+@kernel.compiled
+def _copy(columns: NDArray[Any], rows: NDArray[np.int64], count: int, to: NDArray[Any]) -> None:
+    """The first columns of some rows, ascending where they are copied to the array that they are from."""
+    for place in range(len(rows)):
+        for i in range(count):
+            to[place, i] = columns[rows[place], i]
 
 
 def _invert(fine: _Level, coarse: _Level, before: int, t: int) -> None:
@@ -582,7 +619,7 @@ def needed_bytes(n: int, d: int, k: int) -> int:
     a matrix product works on. Usually less than half of it is used.
     """
     filtered = n > UNFILTERED
-    columns = 4 * n * k * filtered + 8 * _slots(n, k) * (k + d) + 8 * REFRESHED * k
+    columns = 4 * n * k * filtered + 8 * _slots(n, k) * (k + d) + 12 * REFRESHED * neighbors.threads() * k
     return 4 * n * d + columns + 12 * k * (k + d)
 
 

@@ -122,8 +122,10 @@ def dpp_local(
         limits: As for ``dpp``.
         seed: Draws the cells' first centres. The number of threads has no influence.
         cells: k-means cells; None: one for 40 picks, at most 2,048 and at most one for 100 rows.
-        probes: Nearest cells of a row in which its near picks are sought; None: 8, and 4 from k = 50,000.
-        neighbours: Picks that a row is conditioned on, the nearest ones; None: 48, and 16 from k = 50,000.
+        probes: Nearest cells of a row in which its near picks are sought; None: 16 below k = 2,500, 8 below 50,000,
+            then 4.
+        neighbours: Picks that a row is conditioned on, the nearest ones; None: 24 below k = 2,500, where more win
+            nothing, 48 below 50,000, then 16.
 
     Returns:
         (rows, gains) as ``dpp``. The gains are those given the nearest picks, at least the true ones; they never
@@ -171,14 +173,14 @@ def parameters(
     Raises:
         InputError: One that is given is out of its range.
     """
-    many = k >= 50_000
+    few, many = k < 2_500, k >= 50_000
     cells = max(1, min(k // 40, n // 100, 2_048)) if cells is None else cells
     if not 1 <= cells <= n:
         raise InputError(f"cells = {cells}: it must be from 1 to the {n} rows")
-    probes = min(cells, 4 if many else 8) if probes is None else probes
+    probes = min(cells, 4 if many else 16 if few else 8) if probes is None else probes
     if not 1 <= probes <= cells:
         raise InputError(f"probes = {probes}: it must be from 1 to the {cells} cells")
-    neighbours = (16 if many else 48) if neighbours is None else neighbours
+    neighbours = (16 if many else 24 if few else 48) if neighbours is None else neighbours
     if neighbours < 1:
         raise InputError(f"neighbours = {neighbours}: it must be at least 1")
     return cells, probes, neighbours
@@ -249,7 +251,12 @@ def _given(unit: NDArray[np.float64], pick: int, kind: Similarity) -> float:
 
 def needed_bytes(n: int, d: int, k: int, cells: int, probes: int, neighbours: int) -> int:
     """Memory that the selection takes at most, in bytes, beside the embeddings in float32."""
-    return n * (8 * probes + 8 * neighbours + 64) + 4 * k * (d + 8) + 4 * cells * (41 * d + 8_192) + SOLVED_BYTES
+    return (
+        n * (8 * probes + 8 * neighbours + 64)
+        + 4 * k * (d + 8)
+        + 4 * cells * (41 * d + neighbors.BLOCK_ROWS * neighbors.threads())
+        + SOLVED_BYTES
+    )
 
 
 def _select(rows: _Rows, picks: _Picks, kind: Similarity, limits: Limits) -> int:
