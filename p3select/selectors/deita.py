@@ -52,7 +52,7 @@ def deita(
         taken: list[int] = []
         for place in np.flatnonzero(~near):
             if len(picked) + len(taken) < k and not among[place, taken].any():
-                taken.append(place)
+                taken.append(int(place))
         picked += block[taken].tolist()
         if len(picked) == k:
             break
