@@ -184,9 +184,25 @@ def test_other_weights_than_the_servers_are_refused(folder, tokenizer, tmp_path)
     assert copy.notes == []
 
 
-def test_an_adapter_is_for_the_server_to_load(folder):
-    with pytest.raises(InputError, match="--enable-lora --lora-modules NAME=tuned and give that name"):
-        ServerScorer(folder, server="http://127.0.0.1:1/v1", adapter="tuned")
+def test_an_adapter_is_for_the_server_to_load(folder, tmp_path):
+    told = {"r": 12, "rank_pattern": {}, "target_modules": ["v_proj", "q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    for changed, rank, modules in (
+        ({}, 16, "q_proj v_proj"),
+        ({"rank_pattern": {"q_proj": 40}}, 64, "q_proj v_proj"),
+        ({"target_modules": "all-linear"}, 16, "MODULE …"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**told, **changed}))
+        options = f"--enable-lora --max-lora-rank {rank} --lora-target-modules {modules} --lora-modules NAME={tmp_path}"
+        with pytest.raises(InputError, match=f"{options}, and give --option name=NAME here"):
+            ServerScorer(folder, server="http://127.0.0.1:1/v1", adapter=tmp_path)
+    with pytest.raises(InputError, match=r"adapter nothing: no adapter_config\.json there"):
+        ServerScorer(folder, server="http://127.0.0.1:1/v1", adapter="nothing")
+
+
+def test_an_address_must_be_given(folder):
+    with pytest.raises(InputError, match="scorer server needs an address: give --server http://"):
+        make("server", folder)
 
 
 @pytest.mark.parametrize(

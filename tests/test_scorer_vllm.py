@@ -30,7 +30,7 @@ SAME = 1e-4
 
 
 def encoded(path, tokenizer, count):
-    """The shortest of the first rows of a file, as ids and positions."""
+    """The shortest of the first 200 rows of a file, for the sake of time, as ids, positions and actions."""
     table = pl.read_parquet(path).head(200).select("prompt", "completion")
     length = pl.col("prompt").str.len_chars() + pl.col("completion").str.len_chars()
     rows = tokens.encode(table.sort(length).head(count).to_dicts(), tokenizer)
@@ -51,14 +51,14 @@ def load(path):
     return hf.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def adapter_at(path, model, **options):
-    """A LoRA adapter that changes log-probabilities by tenths."""
+def adapter_at(path, model, std=0.01, **options):
+    """A LoRA adapter; with this size it changes log-probabilities by tenths."""
     torch.manual_seed(0)
     config = peft.LoraConfig(**{"r": 12, "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"], **options})
     adapted = peft.get_peft_model(model, config)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.01)
+            torch.nn.init.normal_(weight, std=std)
     adapted.save_pretrained(path)
     return adapted
 
@@ -131,6 +131,7 @@ def agree(values, expected, actions):
 
 
 def test_agrees_with_transformers_on_gsm8k(on_gsm8k, reference, gsm8k_rows):
+    """On the 64 shortest of the first 200 rows."""
     ids, scored, actions = gsm8k_rows
     assert [len(values) for values in on_gsm8k] == [len(positions) for positions in scored]
     assert all(values.dtype == np.float32 for values in on_gsm8k)
@@ -138,6 +139,7 @@ def test_agrees_with_transformers_on_gsm8k(on_gsm8k, reference, gsm8k_rows):
 
 
 def test_agrees_with_transformers_on_math(scorer, reference, shared_data, tokenizer):
+    """On the 64 shortest of the first 200 rows."""
     ids, scored, actions = encoded(shared_data / "math_train.parquet", tokenizer, 64)
     agree(scorer.score(ids, scored, silent), reference.score(ids, scored, silent), actions)
 
@@ -204,20 +206,19 @@ def test_the_trial_refuses_numbers_that_are_not_the_models(scorer, next_checkpoi
     own = scorer._policy
     scorer._policy = module._policy(next_checkpoint, None, None)
     try:
-        with pytest.raises(InputError, match="nats from those of transformers"):
-            scorer._try()
+        assert "nats from those of transformers" in scorer._try()
     finally:
         scorer._policy = own
-    scorer._try()
+    assert scorer._try() == ""
 
 
 def test_the_trial_refuses_other_tokens(scorer):
     ids, scored = module._trial(49152, 1024, 0)
-    path = module._PATHS[1]
+    path = module._PROMPT
     other = module._Path("other", path.ask, lambda output, row, positions: path.read(output, row[::-1], positions))
     own, scorer._path = scorer._path, other
     try:
-        assert "not about the tokens that were sent" in scorer._wrong(ids[:2], scored[:2], [])
+        assert "not about the tokens that were sent" in scorer._wrong(ids[:2], scored[:2], [], [])
     finally:
         scorer._path = own
 
@@ -229,8 +230,46 @@ def test_trial_rows():
         assert sum(map(len, ids)) > step
         assert max(map(len, ids)) <= 1000
         checkpoints.check_rows(ids, scored, 1000, 49152)
-    ids, scored = module._trial(50, 12, 2000)
-    checkpoints.check_rows(ids, scored, 12, 50)
+    for longest in (2, 3, 4, 5, 6, 12):
+        ids, scored = module._trial(50, longest, 2000)
+        checkpoints.check_rows(ids, scored, longest, 50)
+
+
+def test_steps_leave_room_for_logits():
+    # 8% of 24 GB, which vLLM leaves, and a vocabulary of 151,936: three copies of four bytes each.
+    left = int(0.08 * 24 * 2**30)
+    step = module._step(left, 151_936)
+    assert 3 * 4 * 151_936 * step <= left < 3 * 4 * 151_936 * (step + 1)
+    assert module._step(2**40, 151_936) == module.STEP_TOKENS
+    assert module._step(100, 151_936) == 0
+
+
+def test_a_gpus_steps_are_vllms_own_where_logits_are_at_scored_positions(scorer, monkeypatch):
+    # Not run on a GPU: only what the engine is asked for.
+    monkeypatch.setattr(scorer, "_device", "cuda")
+    monkeypatch.setattr(module.current_platform, "get_device_total_memory", lambda: 24 * 2**30)
+    assert scorer._step_for(scorer._policy, module._IDS) is None
+    usual = scorer._step_for(scorer._policy, module._PROMPT)
+    monkeypatch.setitem(scorer._options, "gpu_memory_utilization", 0.98)
+    less = scorer._step_for(scorer._policy, module._PROMPT)
+    assert 0 < less < usual <= module.STEP_TOKENS
+    monkeypatch.setitem(scorer._options, "gpu_memory_utilization", 1.0)
+    with pytest.raises(InputError, match=r"option memory=1: no memory of the GPU is left for logits; give at most"):
+        scorer._step_for(scorer._policy, module._PROMPT)
+    monkeypatch.setattr(scorer, "_batched", 77)
+    assert {scorer._step_for(scorer._policy, path) for path in module._PATHS} == {77}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_the_share_of_an_effect(noise):
+    random = np.random.default_rng(0)
+    effect = random.normal(0, 0.05, 300).astype(np.float32)
+    for true in (0.0, 0.5, 1.0, -1.0):
+        found = (true * effect + random.normal(0, noise, 300)).astype(np.float32)
+        share, error = module._share(found, effect)
+        assert abs(share - true) <= max(4 * error, 1e-6)
+        assert error == pytest.approx(noise / (0.05 * np.sqrt(300)), rel=0.2, abs=1e-6)
+    assert module._share(effect, 0 * effect) == (0.0, np.inf)
 
 
 def test_asked_for_named_tokens_it_takes_the_right_ones():
@@ -283,7 +322,43 @@ def test_a_checkpoint_that_is_none_leaves_the_scorer_as_it_is(scorer, tmp_path, 
     assert len(scorer.score(gsm8k_rows[0][:1], gsm8k_rows[1][:1], silent)) == 1
 
 
+def test_the_next_checkpoint_under_an_adapter(second, next_checkpoint, smollm2, adapter, tokenizer, gsm8k_rows):
+    ids, scored = gsm8k_rows[0][:8], gsm8k_rows[1][:8]
+    engine, before = second._engine, second.score(ids, scored, silent)
+    try:
+        second.load(smollm2, adapter)
+        # The weights went into the engine with its adapter's layers, and no other was started.
+        assert second._engine is engine
+        assert second.notes == []
+        values = second.score(ids, scored, silent)
+        merged = peft.PeftModel.from_pretrained(load(smollm2), adapter).merge_and_unload()
+        expected = TransformersScorer((merged, tokenizer)).score(ids, scored, silent)
+        assert apart(values, expected).max() <= 1e-4
+        assert apart(values, before).mean() > 0.01
+    finally:
+        second.load(next_checkpoint, adapter)
+    assert second._engine is engine
+
+
 # Adapters
+
+
+def test_an_adapter_that_is_not_applied_is_seen_in_half_precision(second, next_checkpoint, tmp_path, monkeypatch):
+    for name, size in (("weak", 0.002), ("nothing", 0.0)):
+        adapter_at(tmp_path / name, load(next_checkpoint), std=size)
+    second.load(next_checkpoint, tmp_path / "weak")
+    assert second.notes == []
+    # The bounds of half precision, with numbers that are float32's.
+    monkeypatch.setattr(second, "_dtype", "bfloat16")
+    assert second._try(again=True) == ""
+    nothing = module.LoRARequest("nothing", 1000, str(tmp_path / "nothing"))
+    monkeypatch.setattr(second, "_adapter", nothing)
+    wrong = second._try(again=True)
+    assert wrong == "vLLM applies 0.00 of what the adapter changes in transformers"
+    monkeypatch.undo()
+    second.load(next_checkpoint, tmp_path / "nothing")
+    assert len(second.notes) == 1
+    assert "by 0 nats in the mean: too little beside rounding to see" in second.notes[0]
 
 
 def test_an_adapter_scores_like_the_merged_model(second, next_checkpoint, adapter, tokenizer, gsm8k_rows):
@@ -309,6 +384,9 @@ def test_adapters_that_vllm_would_apply_in_part_are_refused(smollm2, tmp_path):
     adapter_at(tmp_path / "rank", load(smollm2), r=600, target_modules=["q_proj"])
     with pytest.raises(InputError, match="rank 600, and vLLM takes 512 at most"):
         VllmScorer(smollm2, adapter=tmp_path / "rank")
+    adapter_at(tmp_path / "bias", load(smollm2), bias="lora_only")
+    with pytest.raises(InputError, match=r"vLLM cannot apply it: Adapter bias is not supported\. Merge it .*and score"):
+        VllmScorer(smollm2, adapter=tmp_path / "bias")
 
 
 # Refusals
@@ -323,14 +401,41 @@ def test_what_vllm_cannot_use_is_refused(smollm2, tmp_path):
         VllmScorer(tmp_path / "nothing")
     with pytest.raises(InputError, match="dtype 'int8': one of float32"):
         VllmScorer(smollm2, dtype="int8")
-    with pytest.raises(InputError, match=r"does not start with it: .*max_model_len \(100001\)"):
+    with pytest.raises(InputError, match="max_length 100000: the model takes 8191 tokens at most in vLLM"):
         VllmScorer(smollm2, max_length=100_000)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("memory", 2, "option memory=2: more than 0 and at most 1"),
+        ("memory", -1, "option memory=-1: more than 0 and at most 1"),
+        ("memory", 0, "option memory=0: more than 0 and at most 1"),
+        ("max_length", 1, "option max_length=1: at least 2"),
+        ("batched_tokens", 0, "option batched_tokens=0: at least 1"),
+        ("batched_tokens", -5, "option batched_tokens=-5: at least 1"),
+        ("tensor_parallel", 0, "option tensor_parallel=0: at least 1"),
+        ("seed", -1, "option seed=-1: at least 0"),
+    ],
+)
+def test_options_out_of_their_range_are_refused(smollm2, option, value, complaint):
+    with pytest.raises(InputError, match=complaint):
+        VllmScorer(smollm2, **{option: value})
 
 
 # The end
 
 
-def test_another_architecture_gets_a_new_engine_and_a_closed_one_is_gone(second, tokenizer, gsm8k_rows, tmp_path):
+def test_another_architecture_gets_a_new_engine_and_a_closed_one_is_gone(
+    second, tokenizer, gsm8k_rows, tmp_path, monkeypatch, capfd
+):
+    """Also: an engine that fails at the first way to ask is started anew for the second."""
+
+    def fails(ids, scored):
+        return [SimpleNamespace(broken=True)] * len(ids)
+
+    broken = module._Path("broken", fails, module._PROMPT.read)
+    monkeypatch.setattr(module, "_PATHS", (broken, module._PROMPT))
     config = hf.LlamaConfig(
         vocab_size=49152,
         hidden_size=128,
@@ -348,7 +453,12 @@ def test_another_architecture_gets_a_new_engine_and_a_closed_one_is_gone(second,
     second.load(tmp_path)
     started = set(psutil.Process().children(recursive=True)) - before
     assert started
-    assert second.notes == []
+    assert second._path is module._PROMPT
+    assert len(second.notes) == 1
+    assert "vLLM computes logits for whole rows" in second.notes[0]
+    assert "(broken: vLLM failed, and is closed: " in second.notes[0]
+    assert len(second.notes[0].splitlines()) == 1
+    assert capfd.readouterr().err.count("starting vLLM") == 2
     expected = TransformersScorer(tmp_path, device="cpu", dtype="float32")
     assert second.provenance["model"] == expected.provenance["model"]
     assert apart(second.score(ids, scored, silent), expected.score(ids, scored, silent)).max() <= MOST

@@ -45,22 +45,41 @@ def load(model: str | Path, tokenizer: Any, device: str | None, dtype: str | Non
     path = Path(model)
     source, options = _source(str(model), path)
     place = _device(device)
-    kind = DTYPES[dtype_for(place.type, dtype)]
+    dtype = dtype_for(place.type, dtype)
     try:
         own = _tokenizer(tokenizer, source, options)
+    except Exception as error:
+        raise _unreadable(str(model), error) from error
+    return network(model, place, dtype), own, _of_model(source, path)
+
+
+def network(model: str | Path, device: str | torch.device, dtype: str) -> Any:
+    """A model for scoring, by itself.
+
+    Args:
+        model: A local folder, a GGUF file or a Hugging Face id.
+        device: As torch names it.
+        dtype: A name of ``DTYPES``.
+
+    Raises:
+        InputError: It does not exist, lacks weights, or is not a causal language model.
+        MissingLibraryError: A GGUF file needs gguf.
+    """
+    source, options = _source(str(model), Path(model))
+    try:
         if options and hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         with no_bars():
             loaded, report = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=kind, output_loading_info=True, **options
+                source, dtype=DTYPES[dtype], output_loading_info=True, **options
             )
-        loaded.to(place).eval().requires_grad_(False)
+        loaded.to(device).eval().requires_grad_(False)
     except Exception as error:
         raise _unreadable(str(model), error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"model {str(model)!r}: its files lack {len(missing)} weights ({missing[0]} first)")
-    return loaded, own, _of_model(source, path)
+    return loaded
 
 
 def describe(model: str | Path, tokenizer: Any) -> tuple[Any, Any, str]:

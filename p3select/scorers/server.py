@@ -69,7 +69,7 @@ class ServerScorer:
 
     Args:
         model: The policy that is served: its local folder or its Hugging Face id. Its tokenizer is used.
-        server: The server's address, such as ``http://127.0.0.1:8000/v1``.
+        server: The server's address, such as ``http://127.0.0.1:8000/v1``. It must be given.
         tokenizer: A tokenizer, its folder or its id, where it is not the model's own.
         adapter: Refused: an adapter is loaded by the server, which gives it a name.
         name: What the server calls the model or the adapter to score with. None for the model with the id or the
@@ -96,7 +96,7 @@ class ServerScorer:
         self,
         model: str | Path,
         *,
-        server: str,
+        server: str | None = None,
         tokenizer: Any = None,
         adapter: str | Path | None = None,
         name: str | None = None,
@@ -106,10 +106,9 @@ class ServerScorer:
         max_length: int | None = None,
     ) -> None:
         if adapter is not None:
-            raise InputError(
-                f"adapter {str(adapter)!r}: a server has its own; start it with --enable-lora --lora-modules "
-                f"NAME={adapter} and give that name as the name to score with"
-            )
+            raise _for_the_server(Path(adapter))
+        if server is None:
+            raise InputError("the scorer server needs an address: give --server http://127.0.0.1:8000/v1")
         if concurrency < 1 or retries < 0 or not timeout > 0:
             raise InputError(
                 f"concurrency {concurrency}, retries {retries}, timeout {timeout}: at least 1, at least 0, more than 0"
@@ -463,6 +462,23 @@ def _adapter(config: Any, card: dict[str, Any]) -> tuple[str, bool]:
         return f"{card['id']} as served", False
     # vLLM leaves out what an adapter does to the head, without a word: such a one is refused.
     return adapter_weights(empty(config), folder)[1], True
+
+
+def _for_the_server(folder: Path) -> InputError:
+    """How to have an adapter served."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return InputError(f"adapter {folder}: no adapter_config.json there")
+    about: dict[str, Any] = json.loads(file.read_text())
+    targets = about.get("target_modules")
+    # What vLLM wraps beyond these, the head above all, has had faults with log-probabilities of prompts.
+    named = " ".join(sorted(targets)) if isinstance(targets, list) else "MODULE …"
+    rank = max(8, *about.get("rank_pattern", {}).values(), about["r"])
+    return InputError(
+        f"adapter {folder}: a server loads its adapters itself: start it with --enable-lora --max-lora-rank "
+        f"{1 << (rank - 1).bit_length()} --lora-target-modules {named} --lora-modules NAME={folder}, and give --option "
+        "name=NAME here instead of the adapter"
+    )
 
 
 def _weights(model: Path, own: str, root: str) -> tuple[str, bool]:

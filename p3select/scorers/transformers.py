@@ -104,7 +104,7 @@ class TransformersScorer:
         self._dtype = next(weight.dtype for weight in self.model.parameters() if weight.is_floating_point())
         self._head = part(self.model, "get_output_embeddings")
         self._vocabulary = self._tokens_known()
-        self.max_length = own = _longest(self._config)
+        self.max_length = own = positions_of(self._config)
         if max_length is not None:
             if own is not None and max_length > own:
                 raise InputError(f"max_length {max_length}: the model takes {own} tokens at most")
@@ -243,7 +243,7 @@ class TransformersScorer:
         wanted = [number * width + scored[row] - start - 1 for number, row in enumerate(rows)]
         targets = [ids[row][scored[row]] for row in rows]
         logits, _ = self._forward(tokens, np.concatenate(wanted), _repeated(past, len(rows)), False)
-        values = _log_probabilities(logits, np.concatenate(targets))
+        values = log_probabilities(logits, np.concatenate(targets))
         results = np.split(values, np.cumsum([len(item) for item in targets])[:-1])
         for row, result in zip(rows, results, strict=True):
             check_finite(row, ids[row], scored[row], result, name_of(self._dtype))
@@ -408,7 +408,7 @@ def _repeated(cache: Any, rows: int) -> Any:
     return fresh
 
 
-def _log_probabilities(logits: torch.Tensor, targets: NDArray[np.int32]) -> NDArray[np.float32]:
+def log_probabilities(logits: torch.Tensor, targets: NDArray[np.int32]) -> NDArray[np.float32]:
     """Log-softmax in float32 of logits (m, vocabulary) at the targets (m,), a chunk of rows at a time."""
     chosen = torch.from_numpy(targets.astype(np.int64)).to(logits.device)[:, None]
     chunks = [
@@ -424,7 +424,7 @@ def _accepts(model: Any, option: str) -> bool:
     return any(item.name == option or item.kind == item.VAR_KEYWORD for item in parameters)
 
 
-def _longest(config: Any) -> int | None:
+def positions_of(config: Any) -> int | None:
     """Tokens that the model has positions for, by its configuration."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     lengths = [length for name in names if isinstance(length := getattr(config, name, None), int) and length > 0]

@@ -7,7 +7,7 @@ of the two an engine takes is found out by asking it.
 
 vLLM has had faults that show in nothing but the numbers. So an engine is tried on a few rows whenever it has new
 weights: what comes back must be about the ids that were sent, must not depend on the order of the rows, and must be
-what transformers computes.
+what transformers computes; what an adapter changes about it must be what it changes in transformers.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from tqdm import tqdm
 from p3select import progress
 from p3select.errors import InputError, RowError
 from p3select.scorers import checkpoints
-from p3select.scorers.transformers import TransformersScorer
+from p3select.scorers.transformers import log_probabilities, positions_of
 
 # Read when vLLM is imported. An engine that fails still says why.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import vllm
-from vllm.config.lora import MaxLoRARanks
+from vllm.config.lora import LoRAConfig, MaxLoRARanks
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.platforms import current_platform
@@ -52,21 +53,30 @@ if TYPE_CHECKING:
     Ids = Sequence[NDArray[np.int32]]
     Values = list[NDArray[np.float32]]
 
-# Bytes for the logits of a step, of which vLLM may hold three copies of four bytes over the whole vocabulary.
+# Bytes on a CPU for the logits of a step's whole rows; a GPU has what vLLM leaves of its memory. vLLM may hold three
+# copies of four bytes over the whole vocabulary, and does not count them when it takes its share.
 CPU_LOGITS = 2**30
-GPU_LOGITS = 2**32
+_COPIES = 3 * 4
 # Bytes of a CPU's memory for keys and values; vLLM would take nearly all that there is.
 CPU_CACHE = 2**30
-# Tokens of a step at most: with more, a GPU is not busier.
+# Tokens of a step at most where whole rows have logits.
 STEP_TOKENS = 8192
 SEQUENCES = 256
-# Rows of the trial, and the tokens of the shorter ones.
+# Rows of the trial, the tokens of the shorter ones, and the rows that transformers computes too. With an adapter in
+# half precision as many as have this many scored tokens: what it changes must show among what rounding changes.
 _TRIAL_ROWS = 16
 _TRIAL_TOKENS = 24
+_COMPARED = 2
+_ADAPTER_TOKENS = 300
 # Nats between two ways to compute the same in float32, at most; in half precision, where single tokens differ by
 # tenths, in the mean.
 _EXACT = 5e-4
 _HALF = 0.15
+# What vLLM applies of an adapter, as a multiple of what transformers does, is 1 within this and three standard errors,
+# which together must stay below the second to tell anything.
+_SHARE = 0.1
+_UNCLEAR = 0.5
+_NOT_TAKEN = "this engine does not take it"
 
 
 class VllmScorer:
@@ -81,12 +91,14 @@ class VllmScorer:
         tensor_parallel: GPUs that share the model.
         memory: The part of the device's memory that vLLM may take, up to 1; None for vLLM's own choice. On a CPU,
             None for a cache of ``CPU_CACHE`` bytes, or of what the environment variable VLLM_CPU_KVCACHE_SPACE says.
-        max_length: The longest row to accept, where that is less than the model's own limit. Less needs less memory.
-        batched_tokens: Tokens of a step; None for as many as keep the logits of a step within ``GPU_LOGITS`` or
-            ``CPU_LOGITS`` bytes.
+        max_length: The longest row to accept, at least 2, where that is less than the model's own limit. Less needs
+            less memory.
+        batched_tokens: Tokens of a step. None for vLLM's own number on a GPU where logits are computed at scored
+            positions alone; else for as many as keep the logits of a step within the memory that vLLM leaves of the
+            GPU's, or within ``CPU_LOGITS`` bytes.
         seed: vLLM's.
         compare: Whether to compare with transformers, which for that loads the model into the CPU's memory for a
-            moment. Without, a ``note`` says that nothing vouches for the numbers.
+            moment, with an adapter in float32. Without, a ``note`` says that nothing vouches for the numbers.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -95,7 +107,8 @@ class VllmScorer:
         notes: What could not be done or checked as intended, one sentence each.
 
     Raises:
-        InputError: There is no such model, tokenizer or adapter, vLLM cannot use it, or the trial fails.
+        InputError: There is no such model, tokenizer or adapter, vLLM cannot use it, an option is out of its range,
+            or the trial fails.
         MissingLibraryError: An adapter needs peft.
     """
 
@@ -113,6 +126,13 @@ class VllmScorer:
         seed: int = 0,
         compare: bool = True,
     ) -> None:
+        least = {"tensor_parallel": 1, "max_length": 2, "batched_tokens": 1, "seed": 0}
+        given = {"tensor_parallel": tensor_parallel, "max_length": max_length, "batched_tokens": batched_tokens}
+        for option, value in {**given, "seed": seed}.items():
+            if value is not None and value < least[option]:
+                raise InputError(f"option {option}={value}: at least {least[option]}")
+        if memory is not None and not 0 < memory <= 1:
+            raise InputError(f"option memory={memory:g}: more than 0 and at most 1, a part of the device's memory")
         self._device = str(current_platform.device_type)
         if not self._device:
             raise InputError(
@@ -163,7 +183,7 @@ class VllmScorer:
                 was closed.
         """
         checkpoints.check_rows(ids, scored, self.max_length, self._vocabulary)
-        values = self._scored(self._path, ids, scored, advance) if len(ids) else []
+        values = self._scored(self._path, ids, scored, advance, self._adapter) if len(ids) else []
         for row, result in enumerate(values):
             checkpoints.check_finite(row, ids[row], scored[row], result, self._dtype)
         return values
@@ -184,8 +204,9 @@ class VllmScorer:
             try:
                 if policy.fingerprint != self._policy.fingerprint:
                     self._reload(policy.model)
-                self._use(policy)
-                return
+                why = self._use(policy, self._path, again=True)
+                if not why:
+                    return
             except BaseException as error:
                 # Nobody knows what weights it has now.
                 self.close()
@@ -195,7 +216,7 @@ class VllmScorer:
         self.close()
         self._start(policy)
         if why:
-            self.notes.append(f"a new engine was started, as the weights could not be loaded into the old one: {why}")
+            self.notes.append(f"a new engine was started, as the old one did not take the weights: {why}")
 
     def close(self) -> None:
         """End the engine and its processes. Also done when the scorer is forgotten, and at the end of the program."""
@@ -203,16 +224,70 @@ class VllmScorer:
         self._end()
 
     def _start(self, policy: _Policy) -> None:
-        """An engine for a policy, tried."""
-        config = policy.config.get_text_config()
-        memory = CPU_LOGITS if self._device == "cpu" else GPU_LOGITS
-        step = self._batched or max(1, min(STEP_TOKENS, memory // (3 * 4 * config.vocab_size)))
+        """An engine for a policy, and the first way to ask it that gives the right numbers."""
+        self._check_length(policy)
+        why: list[str] = []
+        for path in _PATHS:
+            step = self._step_for(policy, path)
+            # One that failed is closed, and one that was started for the other way may take too large steps.
+            if self._engine is None or step != self._step:
+                self.close()
+                self._launch(policy, step)
+            wrong = self._use(policy, path)
+            if not wrong:
+                break
+            why.append(f"{path.name}: {wrong}")
+        else:
+            self.close()
+            raise InputError(
+                f"vLLM {vllm.__version__} does not give the right log-probabilities here ({'; '.join(why)}); use the "
+                "scorer transformers, or another vLLM"
+            )
+        # On a CPU, that vLLM does not know the first way is as it should be.
+        if path is not _IDS and (self._device != "cpu" or any(not each.endswith(_NOT_TAKEN) for each in why)):
+            reason = f" ({why[0]})" if why else ""
+            self.notes.append(f"vLLM computes logits for whole rows, which takes more time and memory{reason}")
+
+    def _check_length(self, policy: _Policy) -> None:
+        """Refuse a length that the model does not have, which vLLM does in many words."""
+        wanted = self._options.get("max_model_len", 0)
+        if wanted <= (positions_of(policy.config.get_text_config()) or 0):
+            return
+        # Some ways to stretch positions count for vLLM: it says how far they go.
+        options = {"model": policy.model, "revision": _revision(policy), "skip_tokenizer_init": True}
+        try:
+            with _quiet():
+                longest = int(vllm.EngineArgs(**options).create_model_config().max_model_len)
+        except Exception as error:
+            raise _no_start(policy, error) from error
+        if wanted > longest:
+            raise InputError(f"max_length {wanted - 1}: the model takes {longest - 1} tokens at most in vLLM")
+
+    def _step_for(self, policy: _Policy, path: _Path) -> int | None:
+        """Tokens of a step; None for vLLM's own number."""
+        if self._batched is not None:
+            return self._batched
+        if self._device == "cpu":
+            return _step(CPU_LOGITS, policy.config.get_text_config().vocab_size)
+        if path is _IDS:
+            # Logits of 1024 positions at a time.
+            return None
+        share = self._options.get("gpu_memory_utilization", vllm.EngineArgs.gpu_memory_utilization)
+        left = int((1 - share) * current_platform.get_device_total_memory())
+        step = _step(left, policy.config.get_text_config().vocab_size)
+        if not step:
+            raise InputError(f"option memory={share:g}: no memory of the GPU is left for logits; give at most 0.95")
+        return step
+
+    def _launch(self, policy: _Policy, step: int | None) -> None:
+        """An engine for a policy."""
+        progress.say(f"starting vLLM {vllm.__version__} and trying it on a few rows (a minute or more) …")
         options: dict[str, Any] = {
             "model": policy.model,
-            "revision": None if Path(policy.model).exists() else policy.fingerprint.rpartition("@")[2],
+            "revision": _revision(policy),
             "dtype": self._dtype,
             "max_num_batched_tokens": step,
-            "max_num_seqs": min(SEQUENCES, step),
+            "max_num_seqs": min(SEQUENCES, step or SEQUENCES),
             # It takes ids and generates nothing that anybody reads.
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
@@ -234,15 +309,12 @@ class VllmScorer:
             with _quiet():
                 self._engine = engine = vllm.LLM(**options)
         except Exception as error:
-            raise InputError(
-                f"model {policy.model!r}: vLLM {vllm.__version__} does not start with it: {_reason(error)}"
-            ) from error
+            raise _no_start(policy, error) from error
         self._end = weakref.finalize(self, _shut_down, engine)
         self._base = policy
         self._step = step
         self.max_length = int(engine.model_config.max_model_len) - 1
         self._vocabulary = int(engine.model_config.get_vocab_size())
-        self._use(policy)
 
     def _reload(self, model: str) -> None:
         """Other weights of the same architecture into the engine."""
@@ -251,13 +323,21 @@ class VllmScorer:
             self._engine.apply_model(_pack_head)
         self._engine.reset_prefix_cache()
 
-    def _use(self, policy: _Policy) -> None:
-        """The policy whose weights the engine has: try it."""
-        self._policy = policy
+    def _use(self, policy: _Policy, path: _Path, *, again: bool = False) -> str:
+        """Ask for the policy whose weights the engine has: what is wrong with it; empty where nothing is.
+
+        Args:
+            policy: The policy.
+            path: How to ask.
+            again: Whether this engine was right with other weights: then fewer rows will do.
+        """
+        self._policy, self._path = policy, path
         self.tokenizer = policy.tokenizer
         self.notes: list[str] = []
         self._adapter: Any = None
         try:
+            if path is _IDS and not again and (why := self._untaken()):
+                return why
             if policy.adapter is not None:
                 # vLLM keeps adapters by number: a number of its own for each.
                 self._adapters += 1
@@ -267,40 +347,57 @@ class VllmScorer:
                     self._engine.llm_engine.add_lora(self._adapter)
                 except Exception as error:
                     raise InputError(f"adapter {policy.adapter}: vLLM cannot apply it: {_reason(error)}") from error
-            self._try()
+            return self._try(again)
         except BaseException:
             self.close()
             raise
 
-    def _try(self) -> None:
-        """Find the way to ask that gives the right numbers."""
-        ids, scored = _trial(self._vocabulary, self.max_length, self._step if self._device != "cpu" else 0)
-        expected: Values = []
-        if self._compare:
-            expected = _by_transformers(self._policy, self._dtype, ids[:2], scored[:2])
-        else:
-            self.notes.append("vLLM's log-probabilities were not compared with those of transformers (compare=false)")
-        why = []
-        for path in _PATHS if _takes_ids(self._engine) else _PATHS[1:]:
-            self._path = path
-            wrong = self._wrong(ids, scored, expected)
-            if not wrong:
-                break
-            why.append(f"{path.name}: {wrong}")
-        else:
-            raise InputError(
-                f"vLLM {vllm.__version__} does not give the right log-probabilities here ({'; '.join(why)}); use the "
-                "scorer transformers, or another vLLM"
-            )
-        if self._device != "cpu" and path is not _PATHS[0]:
-            reason = f" ({why[0]})" if why else ""
-            self.notes.append(f"vLLM computes logits for whole rows, which takes more time and memory{reason}")
-
-    def _wrong(self, ids: Ids, scored: Ids, expected: Values) -> str:
-        """What is wrong with the numbers for these rows; empty where nothing is. Expected are those of the first."""
+    def _untaken(self) -> str:
+        """Why the engine does not score named tokens of a prompt; empty where it does."""
+        row, positions = np.array([1, 2], np.int32), np.array([1], np.int32)
         try:
-            values = self._scored(self._path, ids, scored, progress.silent)
-            turned = self._scored(self._path, ids[::-1], scored[::-1], progress.silent)[::-1]
+            outputs = self._engine.generate(
+                [{"prompt_token_ids": row.tolist()}], _IDS.ask([row], [positions]), use_tqdm=False
+            )
+        except VLLMValidationError:
+            return _NOT_TAKEN
+        except Exception as error:
+            self.close()
+            return f"vLLM failed: {_reason(error)}"
+        return "" if _IDS.read(outputs[0], row, positions) is not None else _NOT_TAKEN
+
+    def _try(self, again: bool = False) -> str:
+        """What is wrong with the numbers; empty where nothing is."""
+        step = self._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+        ids, scored = _trial(self._vocabulary, self.max_length, step if self._device != "cpu" else 0)
+        rows = _COMPARED
+        if self._policy.adapter is not None and self._dtype != "float32":
+            rows = 1 + int(np.searchsorted(np.cumsum([*map(len, scored[:-1])]), _ADAPTER_TOKENS))
+        if again:
+            ids, scored = ids[:rows], scored[:rows]
+        if not self._compare:
+            self.notes.append("vLLM's log-probabilities were not compared with those of transformers (compare=false)")
+            return self._wrong(ids, scored, [], [], again)
+        return self._wrong(ids, scored, *_by_transformers(self._policy, self._dtype, ids[:rows], scored[:rows]), again)
+
+    def _wrong(self, ids: Ids, scored: Ids, expected: Values, bare: Values, again: bool = False) -> str:
+        """What is wrong with the numbers for these rows; empty where nothing is.
+
+        Args:
+            ids: The rows.
+            scored: Their scored positions.
+            expected: Transformers' values for the first of them.
+            bare: The same without the adapter, where there is one.
+            again: Whether to leave out the reverse order.
+        """
+        few = len(bare)
+        try:
+            values = self._scored(self._path, ids, scored, progress.silent, self._adapter)
+            turned = without = []
+            if not again:
+                turned = self._scored(self._path, ids[::-1], scored[::-1], progress.silent, self._adapter)[::-1]
+            if few:
+                without = self._scored(self._path, ids[:few], scored[:few], progress.silent, None)
         except InputError as error:
             return str(error)
         for against, name in ((turned, "those of the rows in reverse order"), (expected, "those of transformers")):
@@ -310,9 +407,27 @@ class VllmScorer:
                 # Not "greater than", so that what is no number is wrong too.
                 if not found <= (_EXACT if self._dtype == "float32" else _HALF):
                     return f"row {row} of the trial has log-probabilities {found:.2g} nats from {name}"
+        return self._wrong_adapter(values[:few], without, expected, bare) if few else ""
+
+    def _wrong_adapter(self, values: Values, without: Values, expected: Values, bare: Values) -> str:
+        """What is wrong with what the adapter changes; empty where nothing is, or rounding hides it.
+
+        In half precision, an adapter that is not applied at all changes less than what two engines differ by. So the
+        change from the bare model is looked at by itself, over all positions together.
+        """
+        effect = np.concatenate(expected) - np.concatenate(bare)
+        share, error_of = _share(np.concatenate(values) - np.concatenate(without), effect)
+        slack = _SHARE + 3 * error_of
+        if not slack < _UNCLEAR:
+            self.notes.append(
+                f"the adapter changes the trial's log-probabilities by {np.abs(effect).mean():.2g} nats in the mean: "
+                "too little beside rounding to see whether vLLM applies it rightly"
+            )
+        elif not abs(share - 1) <= slack:
+            return f"vLLM applies {share:.2f} of what the adapter changes in transformers"
         return ""
 
-    def _scored(self, path: _Path, ids: Ids, scored: Ids, advance: Callable[[int, int], None]) -> Values:
+    def _scored(self, path: _Path, ids: Ids, scored: Ids, advance: Callable[[int, int], None], adapter: Any) -> Values:
         if self._engine is None:
             raise InputError("this scorer is closed; make a new one")
         ends = np.cumsum([0, *map(len, ids)])
@@ -329,7 +444,7 @@ class VllmScorer:
                 [{"prompt_token_ids": row.tolist()} for row in ids],
                 path.ask(ids, scored),
                 use_tqdm=partial(_Bar, done),
-                lora_request=self._adapter,
+                lora_request=adapter,
             )
         except BaseException as error:
             # Rows that are still in the engine would come back with those of the next call.
@@ -385,8 +500,17 @@ def _policy(model: str | Path, tokenizer: Any, adapter: str | Path | None) -> _P
             f"adapter {folder}: vLLM applies the two matrices of LoRA and no more, and this has {found}; merge it into "
             "the model (merge_and_unload) and score the merged model"
         )
-    rank = max(weight.shape[0] for name, weight in weights.items() if ".lora_A." in name)
-    ranks = [size for size in get_args(MaxLoRARanks) if size >= rank]
+    try:
+        about = PEFTHelper.from_local_dir(str(folder), None)
+        rank = max(about.r, *(weight.shape[0] for name, weight in weights.items() if ".lora_A." in name))
+        ranks = [size for size in get_args(MaxLoRARanks) if size >= rank]
+        if ranks:
+            about.validate_legal(LoRAConfig(max_lora_rank=min(ranks)))
+    except Exception as error:
+        raise InputError(
+            f"adapter {folder}: vLLM cannot apply it: {_reason(error)} Merge it into the model (merge_and_unload) and "
+            "score the merged model"
+        ) from error
     if not ranks:
         raise InputError(
             f"adapter {folder}: rank {rank}, and vLLM takes {max(get_args(MaxLoRARanks))} at most; merge it"
@@ -405,8 +529,23 @@ def _fits(policy: _Policy, base: _Policy) -> bool:
     )
 
 
-def _by_transformers(policy: _Policy, dtype: str, ids: Ids, scored: Ids) -> Values:
-    """What the scorer ``transformers`` gives, on the CPU: the GPU's memory is the engine's."""
+def _revision(policy: _Policy) -> str | None:
+    """The commit of a model of the Hub's; None for a folder."""
+    return None if Path(policy.model).exists() else policy.fingerprint.rpartition("@")[2]
+
+
+def _step(room: int, vocabulary: int) -> int:
+    """Tokens of a step whose logits fit these bytes; 0 where not even one does."""
+    return min(STEP_TOKENS, room // (_COPIES * vocabulary))
+
+
+def _by_transformers(policy: _Policy, dtype: str, ids: Ids, scored: Ids) -> tuple[Values, Values]:
+    """What the model's plain forward gives, with the adapter and (empty where there is none) without.
+
+    On the CPU, as the GPU's memory is the engine's. With an adapter in float32, so that what it changes is free of
+    rounding: only vLLM's is left in the comparison.
+    """
+    dtype = dtype if policy.adapter is None else "float32"
     need = checkpoints.empty(policy.config).num_parameters() * checkpoints.DTYPES[dtype].itemsize
     free = psutil.virtual_memory().available
     if need > free:
@@ -414,13 +553,32 @@ def _by_transformers(policy: _Policy, dtype: str, ids: Ids, scored: Ids) -> Valu
             f"model {policy.model!r}: to compare vLLM with transformers takes {need / 2**30:.0f} GiB of memory, and "
             f"{free / 2**30:.0f} GiB are free; the option compare=false leaves it out"
         )
-    network, tokenizer, _ = checkpoints.load(policy.model, policy.tokenizer, "cpu", dtype)
-    if policy.adapter is not None:
-        network, _ = checkpoints.adapt(network, policy.adapter)
-    with warnings.catch_warnings():
-        # How fast it could be is of no interest here.
-        warnings.simplefilter("ignore")
-        return TransformersScorer((network, tokenizer)).score(ids, scored, progress.silent)
+    network = checkpoints.network(policy.model, "cpu", dtype)
+    plain = _forward(network, ids, scored)
+    if policy.adapter is None:
+        return plain, []
+    network, _ = checkpoints.adapt(network, policy.adapter)
+    return _forward(network, ids, scored), plain
+
+
+def _forward(network: Any, ids: Ids, scored: Ids) -> Values:
+    """One row at a time, with no short cut."""
+    values = []
+    for row, positions in zip(ids, scored, strict=True):
+        with torch.no_grad():
+            logits = network(input_ids=torch.from_numpy(row[None].astype(np.int64))).logits[0]
+        values.append(log_probabilities(logits[positions - 1], row[positions]))
+    return values
+
+
+def _share(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, float]:
+    """The multiple of an expected change (n,) that is nearest to one that is found (n,), and its standard error."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    power = float(b @ b)
+    if not power:
+        return 0.0, np.inf
+    share = float(a @ b) / power
+    return share, float(np.linalg.norm(a - share * b)) / np.sqrt((len(b) - 1) * power)
 
 
 def _trial(vocabulary: int, longest: int, step: int) -> tuple[Ids, Ids]:
@@ -431,9 +589,9 @@ def _trial(vocabulary: int, longest: int, step: int) -> tuple[Ids, Ids]:
     most = min(longest, max(_TRIAL_TOKENS + 8, 2 * step // _TRIAL_ROWS))
     lengths = np.linspace(min(_TRIAL_TOKENS, most), most, _TRIAL_ROWS).astype(int)
     ids = [random.integers(first, min(vocabulary, 5000), length).astype(np.int32) for length in lengths]
-    # Not from the first token on, and with gaps, as rows are.
-    scored = [np.delete(np.arange(len(row) // 4 + 1, len(row), dtype=np.int32), 2) for row in ids]
-    return ids, scored
+    # Not from the first token on, and with gaps, as rows are; the shortest rows have no room for that.
+    scored = [np.arange(len(row) // 4 + 1, len(row), dtype=np.int32) for row in ids]
+    return ids, [np.delete(positions, 2) if len(positions) > 3 else positions for positions in scored]
 
 
 @dataclass(frozen=True)
@@ -479,26 +637,14 @@ def _read_prompt(output: Any, ids: NDArray[np.int32], scored: NDArray[np.int32])
     return values
 
 
-_PATHS = (
-    _Path("prompt_logprob_token_ids", _ask_ids, _read_ids),
-    _Path("prompt_logprobs", _ask_prompt, _read_prompt),
-)
+_IDS = _Path("prompt_logprob_token_ids", _ask_ids, _read_ids)
+_PROMPT = _Path("prompt_logprobs", _ask_prompt, _read_prompt)
+# The better one first. Versions without a start mean something else by the ids.
+_PATHS = (_IDS, _PROMPT) if hasattr(vllm.SamplingParams, "prompt_logprob_start") else (_PROMPT,)
 
 
 def _least(**about_prompt: Any) -> vllm.SamplingParams:
     return vllm.SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **about_prompt)
-
-
-def _takes_ids(engine: vllm.LLM) -> bool:
-    """Whether an engine scores named tokens of a prompt. Versions without a start mean something else by the name."""
-    if not hasattr(vllm.SamplingParams, "prompt_logprob_start"):
-        return False
-    row, positions = np.array([1, 2, 3], np.int32), np.array([2], np.int32)
-    try:
-        outputs = engine.generate([{"prompt_token_ids": row.tolist()}], _ask_ids([row], [positions]), use_tqdm=False)
-    except VLLMValidationError:
-        return False
-    return _read_ids(outputs[0], row, positions) is not None
 
 
 class _Bar(tqdm):  # type: ignore[misc]
@@ -548,6 +694,10 @@ def _pack_head(model: Any) -> None:
 
 def _shut_down(engine: vllm.LLM) -> None:
     engine.llm_engine.engine_core.shutdown()
+
+
+def _no_start(policy: _Policy, error: Exception) -> InputError:
+    return InputError(f"model {policy.model!r}: vLLM {vllm.__version__} does not start with it: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:
