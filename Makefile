@@ -45,6 +45,8 @@ lint: install
 
 # Two at a time: most tests wait for a model to load, or for one core.
 test: install models vllm
+	@# Tests that need these skip themselves where they are not there; here they are not to.
+	$(BIN)/python -c "import importlib.util as u; assert all(map(u.find_spec, ('vllm', 'ray', 'trl')))"
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # Every trainer in an environment of its own, as their requirements differ (axolotl's is 4 GB). The results go into

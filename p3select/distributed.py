@@ -10,6 +10,8 @@ import os
 import re
 import socket
 import traceback
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p3select import progress
@@ -175,19 +177,21 @@ class _Actors:
         devices, cores = ([node.get(kind, 0.0) for node in nodes] for kind in ("GPU", "CPU"))
         if gpus is None:
             gpus = 1.0 if sum(devices) else 0.0
-        if gpus < 0 or gpus > max(devices):
-            raise InputError(f"{gpus:g} GPUs a worker: the cluster has {_listed(devices)}")
-        room = sum(int(held / gpus + 1e-9) for held in devices) if gpus else None
+        if gpus < 0 or gpus > max(devices) or (gpus > 1 and gpus % 1):
+            raise InputError(
+                f"{gpus:g} GPUs a worker: give a part of one or a whole number; the cluster has {_listed(devices)}"
+            )
+        room = sum(_workers_on(held, gpus) for held in devices) if gpus else None
         if workers is None:
             workers = room or 1
         if workers < 1:
             raise InputError(f"workers {workers}: at least 1")
         # Where a GPU does the work, the cores are left to others.
-        share = 1.0 if gpus else cores_of_each(workers, cores)
-        if share is None or (room is not None and workers > room) or workers > sum(map(int, cores)):
+        share = 0.0 if gpus else cores_of_each(workers, cores)
+        if share is None or (room is not None and workers > room):
             raise InputError(
-                f"{workers} workers of {gpus:g} GPUs and a core at least: the cluster has {_listed(devices)} GPUs and "
-                f"{_listed(cores)} cores"
+                f"{workers} workers of {f'{gpus:g} GPUs' if gpus else 'a core at least'}: the cluster has "
+                f"{_listed(devices)} GPUs and {_listed(cores)} cores"
             )
         self._asked = f"{workers} of {share:g} cores" + (f" and {gpus:g} GPUs" if gpus else "")
         return workers, gpus, share
@@ -201,16 +205,19 @@ class _Actors:
         return [kind.remote(factory, dict(arguments)) for _ in range(workers)]
 
     def ask(self, attribute: str) -> Any:
-        asked = [actor.ask.remote(attribute) for actor in self._actors]
-        while waiting := self._ray.wait(asked, num_returns=len(asked), timeout=PATIENCE)[1]:
-            progress.say(
-                f"waiting for {len(waiting)} of the workers asked for ({self._asked}): they are loading, or the "
-                "cluster has no room for them now"
-            )
+        asked = waiting = [actor.ask.remote(attribute) for actor in self._actors]
+        while waiting:
+            ready, waiting = self._ray.wait(waiting, num_returns=1, timeout=PATIENCE)
+            if not ready:
+                progress.say(
+                    f"waiting for {len(waiting)} of the workers asked for ({self._asked}): they are loading, or the "
+                    "cluster has no room for them now"
+                )
+            for _, error in self._get(ready):
+                if error is not None:
+                    raise InputError(error)
         answers = self._get(asked)
-        for value, error in answers:
-            if error is not None:
-                raise InputError(error)
+        for value, _ in answers:
             if value != answers[0][0]:
                 raise InputError(
                     f"the workers differ in {_difference(answers[0][0], value)}: give all machines the same "
@@ -231,7 +238,11 @@ class _Actors:
                 running[actor.call.remote(method, item)] = actor
             if not running:
                 break
-            done, _ = self._ray.wait(list(running), num_returns=1)
+            while not (done := self._ray.wait(list(running), num_returns=1, timeout=10 * PATIENCE)[0]):
+                progress.say(
+                    f"nothing was finished for {progress.left(10 * PATIENCE)}: a worker has much to do, or is to be "
+                    "started again where the cluster has no room"
+                )
             idle.append(running.pop(done[0]))
             rows, tokens, error = self._get(done)[0]
             if error is None:
@@ -245,6 +256,11 @@ class _Actors:
         try:
             found: list[Any] = self._ray.get(list(references))
         except self._ray.exceptions.RayActorError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise P3Error(
+                    "a worker could not start; are p3select and its libraries installed on every machine? "
+                    f"{str(error).strip().splitlines()[-1]}"
+                ) from error
             raise P3Error(
                 f"a worker died {RETRIES + 1} times at one shard, or {RESTARTS + 1} times in all (out of memory?); "
                 f"what is finished stays, and the same command goes on from there: {_first_line(error)}"
@@ -264,6 +280,16 @@ class _Actors:
                 self._ray.kill(actor)
 
 
+def everywhere(path: Any) -> Any:
+    """A path as workers can use it, who have another working directory; what is no path here is left as it is."""
+    return str(Path(path).absolute()) if isinstance(path, str | PathLike) and Path(path).exists() else path
+
+
+def _workers_on(devices: float, each: float) -> int:
+    """Workers that a machine has GPUs for; parts of a GPU are of one."""
+    return int(devices // each) if each >= 1 else int(devices) * int(1 / each + 1e-9)
+
+
 def cores_of_each(workers: int, nodes: Sequence[float]) -> float | None:
     """The most whole cores that every worker can have, none of them across two machines; None if not even one.
 
@@ -280,9 +306,9 @@ def cores_of_each(workers: int, nodes: Sequence[float]) -> float | None:
 def _start(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start a Ray of this machine's own."""
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    named = f"at {address!r}" if address is not None else f"at {os.environ.get('RAY_ADDRESS')!r} (RAY_ADDRESS)"
     if address is None and "RAY_ADDRESS" not in os.environ:
         address = "local"
+    named = f"at {address!r}" if address is not None else f"at {os.environ['RAY_ADDRESS']!r} (RAY_ADDRESS)"
     if address == "local":
         options["include_dashboard"] = False
     else:
@@ -300,14 +326,14 @@ def _refuse_silence(address: str, named: str) -> None:
             from ray._private.services import canonicalize_bootstrap_address
 
             address = canonicalize_bootstrap_address("auto") or ""
-        except (ImportError, ConnectionError):
+        except (ImportError, ConnectionError, ValueError):
             return  # ray.init says it
     found = re.fullmatch(r"\[?([^/]+?)\]?:(\d+)", address)
     if found is None:
         return  # another kind of address: ray.init checks it
     try:
         socket.create_connection((found[1], int(found[2])), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"no Ray cluster {named}: nothing answers at {address} ({error}); start one there with 'ray start --head', "
             "or leave the address out for a Ray of this machine's own"

@@ -106,6 +106,8 @@ def embed(
     source = _Given(vectors, len(dataset)) if vectors is not None else encoder
     if engine != "local" and not isinstance(source, str | PathLike):
         raise InputError(f"engine {engine!r}: its workers load the encoder by name; give its name")
+    if engine != "local":
+        run, source = run.absolute(), distributed.everywhere(source)
     crew = distributed.crew(
         engine, Worker, {"encoder": source, "text": text}, workers=workers, address=address, gpus=gpus
     )

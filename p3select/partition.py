@@ -63,6 +63,7 @@ def partitioned(
     """
     n = len(quality)
     part = np.random.default_rng(options.get("seed", 0)).permutation(np.arange(n) % parts)
+    run = run.absolute()  # workers have another working directory
     folder = run.path / "parts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -29,6 +29,10 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def absolute(self) -> Run:
+        """The same folder, wherever a process stands."""
+        return Run(self.path.absolute())
+
     @property
     def embeddings(self) -> Path:
         """The embeddings' array, float32 (n, d), readable with ``numpy.load(..., mmap_mode="r")``."""

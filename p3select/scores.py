@@ -122,9 +122,14 @@ def score(
         reuse.info()
     if not overwrite:
         asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
+        asked["ifd"] = ifd or None
         shards.check(folder, asked, rows, about)
     if engine != "local" and not isinstance(scorer, str):
         raise InputError(f"engine {engine!r}: its workers load the scorer by name; give its name and the model")
+    if engine != "local":
+        # Workers have another working directory.
+        run, folder = run.absolute(), run.absolute().scores(epoch)
+        arguments |= {name: distributed.everywhere(arguments[name]) for name in ("model", "adapter")}
     crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
     try:
         settings = crew.ask("settings")
@@ -457,7 +462,7 @@ class _Known:
             where = dict(zip(_bytes(own.column("hash")).tolist(), range(own.num_rows), strict=True))
             count = pq.ParquetFile(short).metadata.num_rows
             at = np.array([i for i in range(count) if scored[i] and hashes[i] in where], np.int64)
-            found.append(own.take([where[hashes[i]] for i in at]))
+            found.append(own.take(pa.array([where[hashes[i]] for i in at], pa.int64())))
             places.append(at)
         if self._table is not None:
             near = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)

@@ -98,9 +98,9 @@ def test_what_a_worker_refuses_is_said_in_one_line(cluster, tmp_path, data, smol
         on_ray(data, tmp_path / "other", smollm2, workers=2, options={"refused": refused})
     with pytest.raises(InputError, match="no-model"):
         p3select.score(data, tmp_path / "third", "no-model", scorer="transformers", engine="ray")
-    with pytest.raises(InputError, match="3 workers of 0 GPUs"):
+    with pytest.raises(InputError, match="3 workers of a core at least: the cluster has 0 GPUs and 2 cores"):
         on_ray(data, tmp_path / "third", smollm2, workers=3)
-    with pytest.raises(InputError, match="1 GPUs a worker: the cluster has 0"):
+    with pytest.raises(InputError, match="1 GPUs a worker: give a part of one or a whole number; the cluster has 0"):
         on_ray(data, tmp_path / "third", smollm2, gpus=1)
 
 
@@ -188,6 +188,37 @@ def test_a_cluster_of_two_machines(tmp_path, data, here, smollm2):
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert files(one) == files(two) == here
+
+
+@pytest.mark.parametrize(("held", "each", "workers"), [(2, 0.4, 4), (2, 0.6, 2), (8, 1, 8), (8, 3, 2), (1, 2, 0)])
+def test_workers_of_a_gpu(held, each, workers):
+    assert distributed._workers_on(held, each) == workers
+
+
+def test_gpus_and_relative_paths(tmp_path, data, here, smollm2):
+    """GPUs that Ray is told of and that are not there, and fewer cores than workers; workers stand elsewhere."""
+    code = (
+        "import os, sys, ray, p3select\n"
+        "environment = {'env_vars': {'PYTHONPATH': sys.argv[4]}}\n"
+        "ray.init(address='local', include_dashboard=False, num_cpus=1, num_gpus=2, runtime_env=environment)\n"
+        "os.chdir(sys.argv[1])\n"
+        "for gpus in (1.5, 3):\n"
+        "    try:\n"
+        "        p3select.score('rows.parquet', 'run', 'model', scorer=sys.argv[3], engine='ray', gpus=gpus)\n"
+        "    except p3select.InputError as error:\n"
+        "        print(error)\n"
+        "p3select.score('rows.parquet', 'run', 'model', scorer=sys.argv[3], engine='ray', shard_rows=8)\n"
+    )
+    (tmp_path / "rows.parquet").symlink_to(data)
+    (tmp_path / "model").symlink_to(smollm2.resolve())
+    arguments = [sys.executable, "-c", code, str(tmp_path), str(smollm2), SCORER, ROOT]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1.5 GPUs a worker: give a part of one or a whole number" in done.stdout
+    assert "3 GPUs a worker" in done.stdout
+    scored = {name: content for name, content in files(tmp_path / "run").items() if name.endswith(".parquet")}
+    assert scored == {name: content for name, content in here.items() if name.endswith(".parquet")}
 
 
 def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, data, smollm2, monkeypatch):

@@ -115,6 +115,18 @@ def test_a_limit_can_be_raised(tmp_path, gsm8k, tokenizer):
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=64, shard_rows=64)
 
 
+def test_a_limit_can_be_raised_past_rows_without_a_score(tmp_path, gsm8k, tokenizer):
+    rows = pl.read_parquet(gsm8k)[:12].with_columns(
+        completion=pl.when(pl.int_range(12) < 2).then(pl.lit("")).otherwise(pl.col("completion"))
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    for limit, reused in ((1, 0), (2, 0), (5, 0), (12, 3)):
+        scorer = FakeScorer(tokenizer)
+        summary = p3select.score(tmp_path / "rows.parquet", tmp_path / "run", scorer=scorer, limit=limit)
+        assert summary["rows"] == limit
+        assert summary["reused"] == reused
+
+
 def test_rows_scored_before_with_the_same_weights_are_taken_over(tmp_path, gsm8k, tokenizer):
     run = p3select.Run(tmp_path / "run")
     p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=50)
@@ -260,7 +272,10 @@ def test_options_go_to_the_scorer_by_name(smollm2, gsm8k, tmp_path):
     made = scorers.make("tests.fakes:Unlucky", smollm2, options={"delay": "0.5", "deadly": "7"})
     assert (made.delay, made.deadly, made.once) == (0.5, 7, None)
     for options, message in (
-        ({"speed": "1"}, "scorer 'tests.fakes:Unlucky' has no option 'speed'; it has deadly, delay, once, refused"),
+        (
+            {"speed": "1"},
+            "scorer 'tests.fakes:Unlucky' has no option 'speed'; it has deadly, delay, fault, once, refused",
+        ),
         ({"deadly": "few"}, "option deadly='few': not an int"),
         ({"delay": "long"}, "option delay='long': not a float"),
     ):

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from p3select.errors import InputError, P3Error, RowError
+from p3select.run import read_json
 from p3select.scorers.checkpoints import adapter_weights, check_rows, describe, empty, first_line, of_path
 
 if TYPE_CHECKING:
@@ -469,11 +470,11 @@ def _for_the_server(folder: Path) -> InputError:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return InputError(f"adapter {folder}: no adapter_config.json there")
-    about: dict[str, Any] = json.loads(file.read_text())
+    about = read_json(file)
     targets = about.get("target_modules")
     # What vLLM wraps beyond these, the head above all, has had faults with log-probabilities of prompts.
     named = " ".join(sorted(targets)) if isinstance(targets, list) else "MODULE …"
-    rank = max(8, *about.get("rank_pattern", {}).values(), about["r"])
+    rank = max([8, *(about.get("rank_pattern") or {}).values(), about.get("r") or 8])
     return InputError(
         f"adapter {folder}: a server loads its adapters itself: start it with --enable-lora --max-lora-rank "
         f"{1 << (rank - 1).bit_length()} --lora-target-modules {named} --lora-modules NAME={folder}, and give --option "
