@@ -489,6 +489,15 @@ def _append(coarse: _Level, fine: _Level, slot: int, unit: NDArray[np.float64], 
 
 
 @kernel.compiled
+def peaks_of(bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The highest bound of every 64 places: with them the best of all is found, and kept, without a look at each."""
+    peaks = np.zeros((len(bounds) + 63) // 64)
+    for place in range(len(bounds)):
+        peaks[place // 64] = max(peaks[place // 64], bounds[place])
+    return peaks
+
+
+@kernel.compiled
 def first(bounds: NDArray[np.float64], peaks: NDArray[np.float64], least: float) -> int:
     """The first place whose bound is at least that."""
     block = 0
@@ -539,9 +548,7 @@ def _climb(
         (t, missing): picks so far; and the place of the row that has to become a finalist before there can be more,
         or −1 where it is the other rows' bounds that are in the way.
     """
-    peaks = np.zeros((len(top) + 63) // 64)  # the highest bound of every 64 places
-    for place in range(len(top)):
-        peaks[place // 64] = max(peaks[place // 64], bounds[place])
+    peaks = peaks_of(bounds)
     lead = 0.0  # the highest gain known to be up to date
     while t < len(rows):
         best = 0.0

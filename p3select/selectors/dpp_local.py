@@ -290,7 +290,7 @@ def _select(rows: _Rows, picks: _Picks, kind: Similarity, limits: Limits) -> int
                 work = partial(_evaluate, rows, picks, solved, part, beyond, kind, jitter)
                 neighbors.in_threads(pool, work, len(part), 16)
             bounds = rows.bound[top]
-            peaks = np.maximum.reduceat(bounds, np.arange(0, len(top), 64))
+            peaks = dpp.peaks_of(bounds)
             while t < k:
                 t, count, rest = _advance(rows, picks, solved, top, bounds, peaks, beyond, t, todo, places, limits)
                 if count == 0:

@@ -368,11 +368,8 @@ def _climb(
     """
     before = t
     seen = np.zeros(len(finalists), np.int64)
-    bounds = np.empty(len(finalists))
-    peaks = np.zeros((len(finalists) + 63) // 64)  # the highest bound of every 64 places
-    for place in range(len(finalists)):
-        bounds[place] = squared[place] * variance[place] if variance[place] > dpp.VARIANCE_FLOOR else 0.0
-        peaks[place // 64] = max(peaks[place // 64], bounds[place])
+    bounds = np.where(variance > dpp.VARIANCE_FLOOR, squared * variance, 0.0)
+    peaks = dpp.peaks_of(bounds)
     lead = 0.0  # the highest gain known to be up to date
     while t < len(rows):
         count = t - before

@@ -71,9 +71,7 @@ def _climb(
     n = len(edges) - 1
     best = np.zeros(n)
     fresh = np.zeros(n, np.int64)
-    peaks = np.zeros((n + 63) // 64)
-    for row in range(n):
-        peaks[row // 64] = max(peaks[row // 64], bounds[row])
+    peaks = dpp.peaks_of(bounds)
     t = 0
     while t < len(picked):
         top = 0.0
