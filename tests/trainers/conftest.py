@@ -5,6 +5,11 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import polars as pl
+import pytest
+
+from tests.trainers.tiny import ROWS, VOCABULARY
+
 PACKAGES = ("p3select", "torch", "transformers", "accelerate", "datasets")
 # The worst result of a cell's tests is the cell's.
 RESULTS = ("passed", "skipped", "failed")
@@ -59,3 +64,23 @@ def installed(names):
         except PackageNotFoundError:
             continue
     return found
+
+
+@pytest.fixture(scope="session")
+def data(gsm8k, tmp_path_factory):
+    """The shortest rows of GSM8K."""
+    path = tmp_path_factory.mktemp("data") / "rows.parquet"
+    table = pl.read_parquet(gsm8k)
+    length = table["prompt"].str.len_chars() + table["completion"].str.len_chars()
+    table[length.arg_sort()[:ROWS].sort()].write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2, data):
+    """SmolLM2's, with a vocabulary learned from the rows: most of a tiny model's time is its vocabulary."""
+    from transformers import AutoTokenizer
+
+    table = pl.read_parquet(data)
+    whole = AutoTokenizer.from_pretrained(smollm2)
+    return whole.train_new_from_iterator([*table["prompt"], *table["completion"]], VOCABULARY)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 pytest.importorskip("axolotl", reason="needs axolotl: make test-trainers")
 
-import torch
 import yaml
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import load_cfg
@@ -29,7 +28,7 @@ from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 import p3select
 from p3select import tokens
@@ -37,16 +36,13 @@ from p3select.dataset import load
 from p3select.errors import InputError, MismatchError
 from p3select.trainers import axolotl, hf
 from tests.fakes import FakeScorer
+from tests.trainers.tiny import ACCUMULATION, BATCH, EPOCHS, ROWS, STEPS, K, select, tiny
 
 # axolotl's own warnings are not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 REPOSITORY = Path(__file__).parents[2]
 PLUGIN = "p3select.trainers.axolotl.P3SelectPlugin"
-ROWS, K, EPOCHS = 40, 13, 3
-# 13 rows: 5 batches, the last of one row; 3 steps, the last of one batch.
-BATCH, ACCUMULATION, STEPS = 3, 2, 3
-VOCABULARY = 1000
 TEXT = {
     "field_instruction": "prompt",
     "field_output": "completion",
@@ -56,38 +52,15 @@ TEXT = {
 
 
 @pytest.fixture(scope="module")
-def data(gsm8k, tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rows.parquet"
-    table = pl.read_parquet(gsm8k)
-    length = table["prompt"].str.len_chars() + table["completion"].str.len_chars()
-    table[length.arg_sort()[:ROWS].sort()].write_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(smollm2, data, tmp_path_factory):
-    """Two layers of Llama, with SmolLM2's tokenizer and a vocabulary learned from the rows."""
+def model(tokenizer, tmp_path_factory):
+    """The folder of a tiny random model."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    table = pl.read_parquet(data)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    learned = tokenizer.train_new_from_iterator([*table["prompt"], *table["completion"]], VOCABULARY)
-    learned.save_pretrained(folder)
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-            # Dropout, so that random states matter.
-            attention_dropout=0.2,
-            pad_token_id=learned.pad_token_id,
-            eos_token_id=learned.eos_token_id,
-            bos_token_id=learned.bos_token_id,
-        )
-    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = tiny()
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        setattr(made.config, name, getattr(tokenizer, name))
+        setattr(made.generation_config, name, getattr(tokenizer, name))
+    made.save_pretrained(folder)
     return folder
 
 
@@ -102,26 +75,16 @@ def rows_of(data, model):
     return found
 
 
-def select(data, model, run, budgets):
-    scorer = AutoTokenizer.from_pretrained(model)
-    for epoch, budget in enumerate(budgets, start=1):
-        p3select.score(data, run, scorer=FakeScorer(scorer, model=f"fake-{epoch}"), epoch=epoch)
-        p3select.select(
-            run, epoch=epoch, epochs=len(budgets), budget=budget, pace="constant:100", selector="uniform", seed=epoch
-        )
-    return run
-
-
 @pytest.fixture(scope="module")
-def selected(data, model, tmp_path_factory):
+def selected(data, tokenizer, tmp_path_factory):
     """A run folder with three indices of 13 rows."""
-    return select(data, model, p3select.Run(tmp_path_factory.mktemp("selected") / "run"), [K] * EPOCHS)
+    return select(data, tokenizer, p3select.Run(tmp_path_factory.mktemp("selected") / "run"), [K] * EPOCHS)
 
 
 @pytest.fixture(scope="module")
-def even(data, model, tmp_path_factory):
+def even(data, tokenizer, tmp_path_factory):
     """The same of 12 rows, for two processes."""
-    return select(data, model, p3select.Run(tmp_path_factory.mktemp("even") / "run"), [12] * EPOCHS)
+    return select(data, tokenizer, p3select.Run(tmp_path_factory.mktemp("even") / "run"), [12] * EPOCHS)
 
 
 @pytest.fixture
@@ -328,12 +291,12 @@ def test_live_selection(data, model, rows_of, configure, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.cell("axolotl", "a stale cache of prepared rows")
-def test_rows_that_changed_are_prepared_anew(data, model, rows_of, configure, tmp_path):
+def test_rows_that_changed_are_prepared_anew(data, tokenizer, rows_of, configure, tmp_path):
     """axolotl alone finds the prepared dataset of a path again, whatever the file holds."""
     table, path = pl.read_parquet(data), tmp_path / "rows.parquet"
     for rows in (table[:20], table[20:]):
         rows.write_parquet(path)
-        run = select(path, model, p3select.Run(tmp_path / f"run-{rows['id'][0]}"), [6])
+        run = select(path, tokenizer, p3select.Run(tmp_path / f"run-{rows['id'][0]}"), [6])
         yml = configure(datasets=[{"path": str(path), "type": TEXT}], num_epochs=1, p3select_run=str(run.path))
         (found,) = trained(yml, rows_of)
         names = [table["id"][row] for row in found["epochs"][0]]
@@ -400,7 +363,7 @@ def test_rows_that_axolotl_cuts_are_refused(selected, configure):
 @pytest.mark.slow
 @pytest.mark.cell("axolotl", "other rows, or another run's index")
 @pytest.mark.cell("axolotl", "epochs of different sizes (refused)")
-def test_other_rows_are_refused(selected, even, data, model, configure, tmp_path):
+def test_other_rows_are_refused(selected, even, data, tokenizer, configure, tmp_path):
     fewer, other = tmp_path / "fewer.parquet", tmp_path / "other.csv"
     pl.read_parquet(data)[1:].write_parquet(fewer)
     pl.read_parquet(data).reverse().write_csv(other)
@@ -409,7 +372,7 @@ def test_other_rows_are_refused(selected, even, data, model, configure, tmp_path
         yml = configure(**run, datasets=[{"path": str(path), "type": TEXT}])
         refused(MismatchError, f"{path.name} does not hold the rows of .*{message}", yml)
     run = shutil.copytree(even.path, tmp_path / "run")
-    foreign = select(fewer, model, p3select.Run(tmp_path / "foreign"), [12] * EPOCHS)
+    foreign = select(fewer, tokenizer, p3select.Run(tmp_path / "foreign"), [12] * EPOCHS)
     shutil.copy(foreign.index(2), run / "index")
     refused(MismatchError, r"epoch-002\.parquet: of other data", configure(p3select_run=str(run)))
     shutil.copy(selected.index(2), run / "index")

@@ -11,19 +11,15 @@ import pytest
 import torch
 import transformers
 import trl
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM
+from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM
 
 import p3select
 from p3select import scores
 from p3select.errors import InputError, MismatchError
 from p3select.trainers import hf
-from tests.fakes import FakeScorer
+from tests.trainers.tiny import ACCUMULATION, BATCH, EPOCHS, ROWS, STEPS, K, select, tiny
 
-ROWS, K, EPOCHS = 40, 13, 3
-# 13 rows: 5 batches, the last of one row; 3 steps, the last of one batch.
-BATCH, ACCUMULATION, STEPS = 3, 2, 3
 KINDS = ("plain", "trl")
-VOCABULARY = 1000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,23 +29,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(gsm8k, tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rows.parquet"
-    table = pl.read_parquet(gsm8k)
-    length = table["prompt"].str.len_chars() + table["completion"].str.len_chars()
-    table[length.arg_sort()[:ROWS].sort()].write_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer(smollm2, data):
-    """SmolLM2's, with a vocabulary learned from the rows: most of a tiny model's time is its vocabulary."""
-    table = pl.read_parquet(data)
-    whole = AutoTokenizer.from_pretrained(smollm2)
-    return whole.train_new_from_iterator([*table["prompt"], *table["completion"]], VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -74,37 +53,12 @@ def selected(data, tokenizer, tmp_path_factory):
     return run
 
 
-def select(data, tokenizer, run, budgets, **options):
-    for epoch, budget in enumerate(budgets, start=1):
-        p3select.score(data, run, scorer=FakeScorer(tokenizer, model=f"fake-{epoch}"), epoch=epoch, **options)
-        p3select.select(
-            run, epoch=epoch, epochs=len(budgets), budget=budget, pace="constant:100", selector="uniform", seed=epoch
-        )
-
-
 @pytest.fixture(scope="module")
 def rows_of(data, tokenizer):
     """Token row → row number, tokenised here as TRL documents it."""
     table = pl.read_parquet(data)
     texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in table.iter_rows(named=True)]
     return {tuple(tokenizer(text)["input_ids"]): row for row, text in enumerate(texts)}
-
-
-def tiny(seed=0):
-    torch.manual_seed(seed)
-    # Dropout, so that evaluation mode and random states matter.
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-            attention_dropout=0.2,
-            pad_token_id=2,
-        )
-    )
 
 
 def tokenised(dataset, tokenizer):
@@ -306,7 +260,13 @@ def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tok
         resume(per_device_train_batch_size=4)
     with pytest.raises(InputError, match="ignore_data_skip"):
         resume(ignore_data_skip=True)
-    p3select.select(run, epoch=2, epochs=3, budget=K, pace="constant:100", selector="uniform", seed=99, overwrite=True)
+    drawn = {"epochs": 3, "budget": K, "pace": "constant:100", "selector": "uniform", "seed": 99, "overwrite": True}
+    first = run.index(1).read_bytes()
+    p3select.select(run, epoch=1, **drawn)
+    with pytest.raises(MismatchError, match=r"epoch-001\.parquet: not the rows that the checkpoint was trained on"):
+        resume()
+    run.index(1).write_bytes(first)
+    p3select.select(run, epoch=2, **drawn)
     with pytest.raises(MismatchError, match=r"epoch-002\.parquet: not the rows"):
         resume()
     plain = make("plain", tmp_path / "c", hf.dataset(run), tokenizer, **(saving | {"max_steps": 4}))

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 
 import p3select
-from tests.trainers.test_hf import (  # noqa: F401 (fixtures)
-    data,
-    indices,
-    rows_of,
-    select,
-    tiny,
-    tokenizer,
-)
+from tests.trainers.test_hf import indices, rows_of  # noqa: F401 (rows_of is a fixture)
+from tests.trainers.tiny import select, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -28,14 +22,14 @@ SETTINGS = {"num_train_epochs": EPOCHS, "per_device_train_batch_size": 3, "save_
 
 
 @pytest.fixture(scope="module")
-def run(data, tokenizer, tmp_path_factory):  # noqa: F811
+def run(data, tokenizer, tmp_path_factory):
     made = p3select.Run(tmp_path_factory.mktemp("processes") / "run")
     select(data, tokenizer, made, [K] * EPOCHS)
     return made
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer, tmp_path_factory):  # noqa: F811
+def model(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tiny().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

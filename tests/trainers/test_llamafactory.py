@@ -1,5 +1,6 @@
 """The real LLaMA-Factory on a tiny model: the token rows that reach the model are recorded at the training step."""
 
+import copy
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ pytest.importorskip("llamafactory", reason="needs llamafactory: make test-traine
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 import p3select
 from p3select import scores
@@ -29,12 +30,9 @@ from p3select.index import Selection, write
 from p3select.trainers import llamafactory
 from tests.fakes import FakeScorer
 from tests.test_exporters_llamafactory import ASSISTANT, GIVEN, KINDS, ORDER, SYSTEM, TOOL, USER, made
+from tests.trainers.tiny import ACCUMULATION, BATCH, EPOCHS, ROWS, STEPS, K, tiny
 
 ROOT = Path(__file__).parents[2]
-ROWS, K, EPOCHS = 40, 13, 3
-# 13 rows: 5 batches, the last of one row; 3 steps, the last of one batch.
-BATCH, ACCUMULATION, STEPS = 3, 2, 3
-VOCABULARY = 1000
 CHATML = (
     "{% for turn in messages %}{{ '<|im_start|>' + turn['role'] + '\n' + turn['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -73,27 +71,13 @@ def recording(file):
 
 
 @pytest.fixture(scope="module")
-def data(gsm8k, tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rows.parquet"
-    table = pl.read_parquet(gsm8k)
-    length = table["prompt"].str.len_chars() + table["completion"].str.len_chars()
-    table[length.arg_sort()[:ROWS].sort()].write_parquet(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(data, smollm2, tmp_path_factory):
-    """A tiny random model, with SmolLM2's tokenizer learned anew from the rows."""
+def model(tokenizer, tmp_path_factory):
+    """The folder of a tiny random model, whose tokenizer has a chat template."""
     folder = tmp_path_factory.mktemp("model")
-    table = pl.read_parquet(data)
-    whole = AutoTokenizer.from_pretrained(smollm2)
-    tokenizer = whole.train_new_from_iterator([*table["prompt"], *table["completion"]], VOCABULARY)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=512, attention_dropout=0.2, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny().save_pretrained(folder)
     return folder
 
 
