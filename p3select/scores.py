@@ -145,7 +145,7 @@ def score(
         items = [(folder, there, part, known.of(there, part)) for part in absent]
         reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table in items)
         if show_progress and absent:
-            _announce(_plan(items, ifd), settings, rows, reused)
+            _announce(_plan(items, crew.ask("before") if ifd else None), settings, rows, reused)
         with progress.track("scoring", rows, done=reused, show=show_progress) as advance:
             crew.each("score", items, advance)
         notes = list(crew.ask("notes"))
@@ -213,9 +213,8 @@ def estimate(
         encoded = worker.encode(dataset.part(*part), part.first)
         for row in encoded:
             status[row.status] = status.get(row.status, 0) + 1
-            if row.status in SCORED:
-                total += len(row.ids) + len(row.scored) * ifd
-                scored += len(row.scored) * (1 + ifd)
+        one = worker.plan(encoded)
+        total, scored = total + one.tokens, scored + one.scored_tokens
         picked += [encoded[row - part.first] for row in chosen[(chosen >= part.first) & (chosen < part.stop)]]
     picked = [row for row in picked if row.status in SCORED]
     if not picked:
@@ -223,7 +222,7 @@ def estimate(
     worker.log_probabilities(picked[:2], progress.silent)  # warm-up
     start = time.monotonic()
     worker.log_probabilities(picked, progress.silent)
-    rate = sum(len(row.ids) + len(row.scored) * ifd for row in picked) / (time.monotonic() - start)
+    rate = worker.plan(picked).tokens / (time.monotonic() - start)
     memory = _memory(worker.settings)
     worker.close()
     return {
@@ -335,6 +334,20 @@ class Worker:
         """What there is to know of the scorer."""
         return list(getattr(self._scorer, "notes", []))
 
+    @property
+    def before(self) -> int:
+        """Tokens that the tokenizer puts before any text, 0 or 1."""
+        return len(self._before())
+
+    def plan(self, rows: Sequence[TokenRow]) -> tokenised.Plan:
+        """What there is to score in rows."""
+        rows = [row for row in rows if row.status in SCORED]
+        once = tokenised.Plan(sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows))
+        if not self._ifd:
+            return once
+        again = tokenised.alone(np.array([len(row.scored) for row in rows], np.int32), self.before)
+        return tokenised.Plan(once.tokens + again.tokens, once.scored_tokens + again.scored_tokens)
+
     def encode(self, rows: Dataset, first: int) -> list[TokenRow]:
         """Token rows of a part of the dataset that begins with a row."""
         return tokens.encode(rows.rows(), self._scorer.tokenizer, first_row=first, **tokenised.rules(self.settings))
@@ -414,8 +427,12 @@ class Worker:
 
     def _alone(self, rows: list[TokenRow]) -> list[NDArray[np.int32]]:
         """The scored tokens by themselves, after what the tokenizer puts before any text."""
-        before = np.array(self._scorer.tokenizer("")["input_ids"][:1], np.int32)
+        before = np.array(self._before(), np.int32)
         return [np.concatenate([before, row.ids[row.scored]]) for row in rows]
+
+    def _before(self) -> list[int]:
+        first: list[int] = self._scorer.tokenizer("")["input_ids"][:1]
+        return first
 
 
 class _Known:
@@ -499,13 +516,13 @@ def _whole(known: pa.Table | None, ifd: bool) -> list[int]:
     return places
 
 
-def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None]], ifd: bool) -> tokenised.Plan:
-    """What there is to score in all shards."""
+def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None]], before: int | None) -> tokenised.Plan:
+    """What there is to score in all shards, with second passes after so many tokens each, or None for none."""
     total = scored = 0
     for _, there, part, known in items:
         taken = [] if known is None else known.column("at").to_pylist()
-        second = sorted({*range(part.rows)} - {*_whole(known, ifd)}) if ifd else None
-        one = tokenised.plan(there, part, taken, second)
+        second = None if before is None else sorted({*range(part.rows)} - {*_whole(known, ifd=True)})
+        one = tokenised.plan(there, part, taken, second, before or 0)
         total, scored = total + one.tokens, scored + one.scored_tokens
     return tokenised.Plan(total, scored)
 

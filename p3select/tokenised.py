@@ -89,7 +89,9 @@ def read(path: Path, shard: Shard) -> tuple[list[TokenRow], dict[str, pa.Chunked
     return rows, {name: table.column(name) for name in ("id", "hash") if name in table.column_names}
 
 
-def plan(path: Path, shard: Shard, known: Sequence[int] = (), second: Sequence[int] | None = None) -> Plan:
+def plan(
+    path: Path, shard: Shard, known: Sequence[int] = (), second: Sequence[int] | None = None, before: int = 0
+) -> Plan:
     """What there is to score in a shard that is tokenised.
 
     Args:
@@ -97,13 +99,27 @@ def plan(path: Path, shard: Shard, known: Sequence[int] = (), second: Sequence[i
         shard: Which rows.
         known: Rows of the shard, by their number in it, that need not be scored.
         second: Rows whose target is scored a second time, by itself; None for none.
+        before: Tokens that the target then comes after.
     """
     table = shards.read(path, [shard], ["ids", "scored"])
     # Rows that are not scored have empty lists.
     ids, scored = (pc.list_value_length(table.column(name)).to_numpy().copy() for name in ("ids", "scored"))
-    again = int(scored[list(second)].sum()) if second is not None else 0
+    again = alone(scored[list(second or ())], before)
     ids[list(known)] = scored[list(known)] = 0
-    return Plan(int(ids.sum()) + again, int(scored.sum()) + again)
+    return Plan(int(ids.sum()) + again.tokens, int(scored.sum()) + again.scored_tokens)
+
+
+def alone(lengths: NDArray[np.int32], before: int) -> Plan:
+    """What there is to score in targets by themselves.
+
+    Args:
+        lengths: (n,) their tokens.
+        before: Tokens that a target comes after. The first token of all has no probability, so that a target of one
+            token after none is left out.
+    """
+    rows = (lengths > 0) & (lengths + before > 1)
+    tokens = int(lengths[rows].sum()) + before * int(rows.sum())
+    return Plan(tokens, tokens - int(rows.sum()))
 
 
 def _hash(row: TokenRow) -> bytes:

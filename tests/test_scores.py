@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 import p3select
 from p3select import scores
@@ -186,17 +188,34 @@ def test_ifd_scores_the_target_a_second_time_by_itself(tmp_path, gsm8k, tokenize
         p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30)
 
 
-def test_with_ifd_later_only_the_second_pass_is_made(tmp_path, gsm8k, tokenizer, capsys):
+class Counted(FakeScorer):
+    """Counts the tokens of all passes, and those scored."""
+
+    tokens = scored = 0
+
+    def score(self, ids, scored, advance):
+        self.tokens += sum(map(len, ids))
+        self.scored += sum(map(len, scored))
+        return super().score(ids, scored, advance)
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["no token before a text", "one"])
+def test_with_ifd_later_only_the_second_pass_is_made(begins, tmp_path, gsm8k, tokenizer, capsys):
+    if begins:
+        tokenizer = copy.deepcopy(tokenizer)
+        first = (tokenizer.bos_token, tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{first[0]} $A", special_tokens=[first])
     run = p3select.Run(tmp_path / "run")
     p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=30)
-    scorer = FakeScorer(tokenizer)
+    scorer = Counted(tokenizer)
     summary = p3select.score(gsm8k, run, epoch=2, scorer=scorer, limit=40, ifd=True, show_progress=True)
     # 30 rows by themselves, 10 rows and these by themselves.
     assert (scorer.rows, summary["reused"]) == (50, 0)
-    table = scores.read(run, 2).to_pydict()
-    lengths = [len(tokenizer(one["prompt"] + one["completion"])["input_ids"]) + 1 for one in rows_of(gsm8k, 40)]
-    tokens = sum(lengths[30:]) + sum(table["tokens"])
-    assert f"cpu: {tokens:,} tokens, {sum(table['tokens']) + sum(table['tokens'][30:]):,} of" in capsys.readouterr().err
+    assert f"cpu: {scorer.tokens:,} tokens, {scorer.scored:,} of" in capsys.readouterr().err
+    whole = Counted(tokenizer)
+    p3select.score(gsm8k, tmp_path / "whole", scorer=whole, limit=40, ifd=True)
+    estimate = scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), limit=40, ifd=True)
+    assert (estimate["tokens"], estimate["scored_tokens"]) == (whole.tokens, whole.scored)
     direct = p3select.Run(tmp_path / "direct")
     p3select.score(gsm8k, direct, epoch=2, scorer=FakeScorer(tokenizer), limit=40, ifd=True)
     assert scores.read(run, 2).equals(scores.read(direct, 2))
@@ -211,12 +230,6 @@ def test_with_ifd_later_only_the_second_pass_is_made(tmp_path, gsm8k, tokenizer,
 
 def rows_of(path, count):
     return pl.read_parquet(path)[:count].to_dicts()
-
-
-def test_the_estimate_counts_both_passes_of_ifd(gsm8k, tokenizer):
-    one, both = (scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), limit=40, ifd=ifd) for ifd in (False, True))
-    assert both["tokens"] == one["tokens"] + one["scored_tokens"]
-    assert both["scored_tokens"] == 2 * one["scored_tokens"]
 
 
 def test_the_budget_is_said_before_the_work(tmp_path, gsm8k, tokenizer, capsys):
