@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def _run(command: list[Any], timeout: float) -> str:
         raise
     if process.returncode == 0:
         return ""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    # A library may have drawn a progress bar there.
+    lines = [line.strip() for line in errors.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|error)\b", line)]
     ended = f"ended by signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
     return lines[-1][:300] if lines else ended

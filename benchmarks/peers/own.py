@@ -42,15 +42,24 @@ def local_wide(x: Features, q: Quality, k: int, h: float) -> Rows:
 
 def plain(x: Features, q: Quality, k: int, h: float) -> Rows:
     """Chen, Zhang & Zhou (2018), algorithm 1, with rows of S made when they are needed."""
-    squared = (q * q).astype(np.float32)
-    variance = np.ones(len(q), np.float32)
-    factor = np.empty((k, len(q)), np.float32)
+    return _plain(x, q, k, h, np.float32)
+
+
+def plain_64(x: Features, q: Quality, k: int, h: float) -> Rows:
+    """The same in float64."""
+    return _plain(x.astype(np.float64), q, k, h, np.float64)
+
+
+def _plain(x: NDArray[Any], q: Quality, k: int, h: float, real: type[np.floating[Any]]) -> Rows:
+    squared = (q * q).astype(real)
+    variance = np.ones(len(q), real)
+    factor = np.empty((k, len(q)), real)
     left = np.ones(len(q), bool)
     rows = np.empty(k, np.int64)
     for t in range(k):
         row = rows[t] = np.where(left, squared * variance, -1.0).argmax()
         left[row] = False
-        factor[t] = np.exp((np.minimum(x @ x[row], 1.0) - 1.0) / np.float32(h))
+        factor[t] = np.exp((np.minimum(x @ x[row], 1.0) - 1.0) / real(h))
         factor[t] -= factor[:t, row] @ factor[:t]
         factor[t] /= np.sqrt(variance[row])
         variance -= factor[t] ** 2
