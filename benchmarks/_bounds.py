@@ -74,7 +74,7 @@ def _counted(x: Any, q: Any, k: int) -> dict[Any, list[float]]:
 
 def _rate(real: type) -> float:
     """Floating point operations a second of a matrix product, at best."""
-    one = np.random.default_rng(0).standard_normal((2_048, 2_048)).astype(real)
+    one: Any = np.random.default_rng(0).standard_normal((2_048, 2_048)).astype(real)
     best = np.inf
     for _ in range(5):
         clock = time.perf_counter()
