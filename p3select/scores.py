@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from p3select import actions as action_rules
 from p3select import distributed, fingerprints, progress, scorers, shards, tokenised, tokens
@@ -477,7 +476,8 @@ class _Known:
         if short.is_file() and (own := _hashed([short], self._ifd)) is not None:
             # Cut short by a smaller limit: whole shards are not asked for.
             where = dict(zip(_bytes(own.column("hash")).tolist(), range(own.num_rows), strict=True))
-            count = pq.ParquetFile(short).metadata.num_rows
+            with shards.opened(short) as reader:
+                count = reader.metadata.num_rows
             at = np.array([i for i in range(count) if scored[i] and hashes[i] in where], np.int64)
             found.append(own.take(pa.array([where[hashes[i]] for i in at], pa.int64())))
             places.append(at)
@@ -497,9 +497,9 @@ def _hashed(files: Sequence[Path], ifd: bool) -> pa.Table | None:
     """The values of the rows that are scored in shards, with their hashes; None where there are no shards."""
     names, tables = ["hash", "logprob", "action_logprobs", "action_tokens"], []
     for file in files:  # of any size: a smaller limit may have cut the last one short
-        reader = pq.ParquetFile(file)
-        table = reader.read(names)
-        second = reader.read([name for name in _SECOND if ifd and name in reader.schema_arrow.names])
+        with shards.opened(file) as reader:
+            table = reader.read(names)
+            second = reader.read([name for name in _SECOND if ifd and name in reader.schema_arrow.names])
         for name, kind in _SECOND.items() if ifd else ():
             null = pa.nulls(table.num_rows, kind)
             table = table.append_column(name, second.column(name) if name in second.column_names else null)

@@ -6,6 +6,7 @@ What a kill can lose is the shard in hand; a call that is made again makes only 
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from p3select.errors import InputError, MismatchError
 from p3select.run import read_json, write_json, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -56,8 +57,20 @@ def complete(folder: Path, shard: Shard) -> bool:
     path = file(folder, shard)
     if not path.is_file():
         return False
+    with opened(path) as reader:
+        return int(reader.metadata.num_rows) >= shard.rows
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A shard's file, to be read from.
+
+    Raises:
+        InputError: It is damaged.
+    """
     try:
-        return int(pq.ParquetFile(path).metadata.num_rows) >= shard.rows
+        with pq.ParquetFile(path) as reader:
+            yield reader
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and give the same command again") from None
 
@@ -73,8 +86,16 @@ def write(folder: Path, shard: Shard, table: pa.Table) -> None:
 
 
 def read(folder: Path, shards: list[Shard], columns: list[str] | None = None) -> pa.Table:
-    """Shards as one table, in their order; each is complete."""
-    return pa.concat_tables(pq.ParquetFile(file(folder, shard)).read(columns).slice(0, shard.rows) for shard in shards)
+    """Shards as one table, in their order; each is complete.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    tables = []
+    for shard in shards:
+        with opened(file(folder, shard)) as reader:
+            tables.append(reader.read(columns).slice(0, shard.rows))
+    return pa.concat_tables(tables)
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:

@@ -250,8 +250,8 @@ class VllmScorer:
 
     def _check_length(self, policy: _Policy) -> None:
         """Refuse a length that the model does not have, which vLLM does in many words."""
-        wanted = self._options.get("max_model_len", 0)
-        if wanted <= (positions_of(policy.config.get_text_config()) or 0):
+        wanted, known = self._options.get("max_model_len", 0), positions_of(policy.config.get_text_config())
+        if known is None or wanted <= known:  # of a model that names no length vLLM takes any
             return
         # Some ways to stretch positions count for vLLM: it says how far they go.
         options = {"model": policy.model, "revision": _revision(policy), "skip_tokenizer_init": True}
