@@ -64,12 +64,14 @@ class Dataset:
         columns: Role → column name, such as {"prompt": "question", "completion": "answer", "id": "id"}.
         table: The columns of these roles, named by role, one row per row.
         fingerprint: sha256 of these columns' content; the same rows give the same one in any file format.
+        edges: (files + 1,) the row with which each file begins, and the number of rows.
     """
 
     paths: tuple[str, ...]
     columns: Mapping[str, str]
     table: pa.Table
     fingerprint: str
+    edges: NDArray[np.int64]
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -88,7 +90,10 @@ class Dataset:
         if here:
             return self.part(first, stop)
         part = self.table.slice(first, stop - first)
-        return Slice(self.paths, self.columns, part.schema, first, stop, _fingerprint(part))
+        # The files that hold these rows alone: else each shard would go over all those before it.
+        start, end = int(np.searchsorted(self.edges, first, "right")) - 1, int(np.searchsorted(self.edges, stop))
+        paths, before = self.paths[start:end], int(self.edges[start])
+        return Slice(paths, self.columns, part.schema, first, stop, _fingerprint(part), before)
 
     def rows(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
         """Rows start to stop as TRL takes them: ``prompt`` and ``completion``, or ``messages``.
@@ -106,12 +111,13 @@ class Slice:
     """Rows of a dataset, to be read where they are wanted: in another process, or on another machine.
 
     Attributes:
-        paths: The dataset's files.
+        paths: Those of the dataset's files that hold the rows.
         columns: The dataset's roles and columns.
         schema: The types of these columns over all the files.
         first: The first row.
         stop: The row after the last one.
         fingerprint: That of these rows alone.
+        before: How many rows of the dataset come before those of these files.
     """
 
     paths: tuple[str, ...]
@@ -120,6 +126,7 @@ class Slice:
     first: int
     stop: int
     fingerprint: str
+    before: int = 0
 
     def read(self) -> Dataset:
         """These rows; of Parquet files only the row groups that hold some of them are read, of JSON Lines only these.
@@ -128,23 +135,21 @@ class Slice:
             InputError: A file is gone or not readable.
             MismatchError: These are other rows than before.
         """
-        tables, first = [], 0
+        typed = pa.schema([(name, self.schema.field(role).type) for role, name in self.columns.items()])
+        tables, edges = [], [self.before]
         for path in map(Path, self.paths):
-            if first >= self.stop:
-                break
-            count = _count(path)
+            first, count = edges[-1], _count(path)
             start, stop = max(self.first - first, 0), min(self.stop - first, count)
             if start < stop:
-                typed = pa.schema([(name, self.schema.field(role).type) for role, name in self.columns.items()])
                 tables.append(_rename(_read_rows(path, typed, start, stop), self.columns, path))
-            first += count
+            edges.append(first + count)
         table = pa.concat_tables([table.cast(self.schema) for table in tables] or [self.schema.empty_table()])
         if _fingerprint(table) != self.fingerprint:
             raise MismatchError(
                 f"{', '.join(self.paths)}: rows {self.first} to {self.stop - 1} are not those that they were when the "
                 "work began; leave the files alone until it is done"
             )
-        return Dataset(self.paths, self.columns, table, self.fingerprint)
+        return Dataset(self.paths, self.columns, table, self.fingerprint, np.array(edges))
 
 
 def load(data: str | Path | Sequence[str | Path] | Dataset, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -174,7 +179,8 @@ def load(data: str | Path | Sequence[str | Path] | Dataset, columns: Mapping[str
         raise InputError(f"{paths[0]} and its fellows differ in the types of {wanted}: {error}") from None
     if table.num_rows == 0:
         raise InputError(f"{', '.join(map(str, paths))}: no rows")
-    return Dataset(tuple(map(str, paths)), roles, table, _fingerprint(table))
+    edges = np.cumsum([0, *map(len, tables)])
+    return Dataset(tuple(map(str, paths)), roles, table, _fingerprint(table), edges)
 
 
 def unchanged(paths: Sequence[str], columns: Mapping[str, str], fingerprint: str) -> bool:
@@ -338,7 +344,7 @@ def listed(path: str | Path, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.in
 
     Args:
         path: A Parquet or JSON Lines file with a column ``row`` (0-based numbers, such as an index has) or ``id`` (of
-            the dataset's ids), or a text file (.txt) with a row number on every line.
+            the dataset's ids; all rows of an id), or a text file (.txt) with a row number on every line.
         dataset: The dataset that they are rows of.
 
     Returns:
@@ -360,11 +366,13 @@ def listed(path: str | Path, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.in
             rows = table.column("row").drop_null().to_numpy().astype(np.int64)
         elif "id" in table.column_names and dataset.ids is not None:
             # As text: 7 of a JSON file is 7 of a Parquet file, whatever their types.
-            places = pc.index_in(table.column("id").cast(pa.string()), dataset.ids.cast(pa.string()))
-            if places.null_count:
-                first = int(np.flatnonzero(places.is_null().to_numpy())[0])
-                raise InputError(f"{path}, row {first}: id {table.column('id')[first]} is none of the dataset's")
-            rows = places.to_numpy().astype(np.int64)
+            named, ids = (column.cast(pa.string()) for column in (table.column("id"), dataset.ids))
+            unknown = np.flatnonzero(~pc.is_in(named, value_set=ids, skip_nulls=True).to_numpy())
+            if unknown.size:
+                raise InputError(
+                    f"{path}, row {unknown[0]}: id {table.column('id')[int(unknown[0])]} is none of the dataset's"
+                )
+            rows = np.flatnonzero(pc.is_in(ids, value_set=named).to_numpy())
         else:
             raise InputError(f"{path}: no column 'row' of whole numbers, nor 'id' of a dataset that has ids")
     else:
@@ -423,8 +431,8 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def _count(path: Path) -> int:
-    if path.suffix in PARQUET and path.is_file():
-        return int(pq.read_metadata(path).num_rows)
+    if path.suffix in PARQUET:
+        return int(_parquet(path).metadata.num_rows)
     return len(_places(path)[0])
 
 
@@ -513,18 +521,32 @@ def _table(path: Path, numbered: list[tuple[int, bytes]], schema: pa.Schema | No
     arrays = []
     for name in names:
         try:
+            name.encode()
             arrays.append(
                 pa.array([row.get(name) for row in rows], None if schema is None else schema.field(name).type)
             )
-        except pa.ArrowException:
-            kinds = [type(row.get(name)).__name__ for row in rows]
-            first = next(kind for kind in kinds if kind != "NoneType")
-            odd = next((n for n, kind in enumerate(kinds) if kind not in (first, "NoneType")), len(rows) - 1)
-            raise InputError(
-                f"{path}, line {numbered[odd][0]}, column {name!r}: {kinds[odd]}, where lines before have {first}; "
-                "values of a column must be of one type"
-            ) from None
+        except (pa.ArrowException, UnicodeEncodeError, OverflowError):
+            odd, reason = _fault(rows, name)
+            raise InputError(f"{path}, line {numbered[odd][0]}, column {name!r}: {reason}") from None
     return pa.table(dict(zip(names, arrays, strict=True)))
+
+
+def _fault(rows: list[dict[str, Any]], name: str) -> tuple[int, str]:
+    """Which of some rows keeps a column from being made, and why."""
+    for number, row in enumerate(rows):
+        try:
+            # With its name, which may be at fault itself.
+            pa.array([{name: row[name]}] if name in row else [])
+        except UnicodeEncodeError as error:
+            return number, f"{error.object[error.start]!r} is half of a character; mend the text or remove the line"
+        except OverflowError:
+            return number, "a whole number beyond 64 bits; write it as text, in quotes"
+        except pa.ArrowException as error:
+            return number, f"values of a list must be of one type: {error}"
+    kinds = [type(row.get(name)).__name__ for row in rows]
+    first = next(kind for kind in kinds if kind != "NoneType")
+    odd = next((n for n, kind in enumerate(kinds) if kind not in (first, "NoneType")), len(rows) - 1)
+    return odd, f"{kinds[odd]}, where lines before have {first}; values of a column must be of one type"
 
 
 def _roles(names: list[str], given: dict[str, str], path: Path) -> dict[str, str]:

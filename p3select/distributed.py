@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p3select import progress
-from p3select.errors import InputError, MissingLibraryError, P3Error
+from p3select.errors import EngineError, InputError, MismatchError, MissingLibraryError, P3Error
 from p3select.shards import Shard
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ class Crew(Protocol):
     """Workers that are there to be given items."""
 
     def ask(self, attribute: str) -> Any:
-        """What a worker's attribute is; all workers must agree on it."""
+        """What a worker's attribute is. All workers must agree on it, one that is started again later too."""
+        ...
+
+    def gather(self, attribute: str) -> list[Any]:
+        """What it is for each worker."""
         ...
 
     def each(
@@ -99,6 +103,9 @@ class _Here:
     def ask(self, attribute: str) -> Any:
         return getattr(self._worker, attribute)
 
+    def gather(self, attribute: str) -> list[Any]:
+        return [getattr(self._worker, attribute)]
+
     def each(
         self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
     ) -> None:
@@ -111,23 +118,28 @@ class _Here:
 
 
 class _Actor:
-    """A worker in a process of Ray's. An error that p3select raises on purpose is a result: Ray is not to retry it."""
+    """A worker in a process of Ray's. An error is a result: what is to be tried again is not for Ray to say."""
 
     def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        self._error: Exception | None = None
+        self._broken = False
         try:
             self._worker = factory(**arguments)
         except Exception as error:
-            self._worker = None
-            self._error = _reason(error)
+            self._error = _told(error)
 
-    def ask(self, attribute: str) -> tuple[Any, str | None]:
-        if self._worker is None:
-            return None, self._error
-        return getattr(self._worker, attribute), None
+    def ask(self, attribute: str) -> tuple[Any, Exception | None]:
+        return (None, self._error) if self._error else (getattr(self._worker, attribute), None)
 
-    def call(self, method: str, item: tuple[Any, ...]) -> tuple[int, int, str | None]:
-        if self._worker is None:
+    def call(self, method: str, item: tuple[Any, ...], agreed: Mapping[str, Any]) -> tuple[int, int, Exception | None]:
+        if self._error:
             return 0, 0, self._error
+        if self._broken:
+            os._exit(1)  # Ray starts the process again, and gives it this call
+        for name, value in agreed.items():
+            # It may have been started anew on another machine, or after the model's files were replaced.
+            if (own := getattr(self._worker, name)) != value:
+                return 0, 0, MismatchError(_differing(value, own))
         rows = tokens = 0
 
         def count(more_rows: int, more_tokens: int) -> None:
@@ -137,11 +149,10 @@ class _Actor:
 
         try:
             getattr(self._worker, method)(*item, count)
-        except P3Error as error:
-            return 0, 0, str(error)
         except Exception as error:
+            self._broken = isinstance(error, EngineError)
             where = "".join(f" of rows {part.first} to {part.stop - 1}" for part in item if isinstance(part, Shard))
-            return 0, 0, f"{method}{where}: {_reason(error)}"
+            return 0, 0, _told(error, f"{method}{where}: ")
         return rows, tokens, None
 
 
@@ -163,6 +174,7 @@ class _Actors:
         self._ray = ray
         self._started = not ray.is_initialized()
         self._actors: list[Any] = []
+        self._agreed: dict[str, Any] = {}
         if self._started:
             _start(ray, address)
         try:
@@ -205,6 +217,14 @@ class _Actors:
         return [kind.remote(factory, dict(arguments)) for _ in range(workers)]
 
     def ask(self, attribute: str) -> Any:
+        first, *others = self.gather(attribute)
+        for value in others:
+            if value != first:
+                raise InputError(_differing(first, value))
+        self._agreed[attribute] = first
+        return first
+
+    def gather(self, attribute: str) -> list[Any]:
         asked = waiting = [actor.ask.remote(attribute) for actor in self._actors]
         while waiting:
             ready, waiting = self._ray.wait(waiting, num_returns=1, timeout=PATIENCE)
@@ -215,27 +235,21 @@ class _Actors:
                 )
             for _, error in self._get(ready):
                 if error is not None:
-                    raise InputError(error)
-        answers = self._get(asked)
-        for value, _ in answers:
-            if value != answers[0][0]:
-                raise InputError(
-                    f"the workers differ in {_difference(answers[0][0], value)}: give all machines the same "
-                    "versions, devices and files"
-                )
-        return answers[0][0]
+                    raise error
+        return [value for value, _ in self._get(asked)]
 
     def each(
         self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
     ) -> None:
-        waiting = iter(items)
+        waiting = ((item, 0) for item in items)
+        again: list[tuple[tuple[Any, ...], int]] = []
         idle, running = list(self._actors), {}
-        failed: str | None = None
+        failed: Exception | None = None
         while True:
             # After a failure what is being done is done to its end: finished shards stay.
-            while idle and failed is None and (item := next(waiting, None)) is not None:
+            while idle and failed is None and (given := again.pop() if again else next(waiting, None)) is not None:
                 actor = idle.pop()
-                running[actor.call.remote(method, item)] = actor
+                running[actor.call.remote(method, given[0], self._agreed)] = (actor, *given)
             if not running:
                 break
             while not (done := self._ray.wait(list(running), num_returns=1, timeout=10 * PATIENCE)[0]):
@@ -243,14 +257,22 @@ class _Actors:
                     f"nothing was finished for {progress.left(10 * PATIENCE)}: a worker has much to do, or is to be "
                     "started again where the cluster has no room"
                 )
-            idle.append(running.pop(done[0]))
-            rows, tokens, error = self._get(done)[0]
+            actor, item, tries = running.pop(done[0])
+            try:
+                rows, tokens, error = self._get(done)[0]
+            except P3Error as died:
+                failed = failed or died
+                continue
+            idle.append(actor)
             if error is None:
                 (advance or progress.silent)(rows, tokens)
+            elif isinstance(error, EngineError) and tries < RETRIES:
+                progress.say(f"{error}; the worker is started again")
+                again.append((item, tries + 1))
             else:
-                failed = error
+                failed = failed or error
         if failed is not None:
-            raise InputError(failed)
+            raise failed
 
     def _get(self, references: Sequence[Any]) -> list[Any]:
         try:
@@ -306,17 +328,20 @@ def cores_of_each(workers: int, nodes: Sequence[float]) -> float | None:
 def _start(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start a Ray of this machine's own."""
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        address = "local"
-    named = f"at {address!r}" if address is not None else f"at {os.environ['RAY_ADDRESS']!r} (RAY_ADDRESS)"
+    known = os.environ.get("RAY_ADDRESS", "")
+    named = f"at {address!r}" if address is not None else f"at {known!r} (RAY_ADDRESS)"
+    address = address or known or "local"
     if address == "local":
         options["include_dashboard"] = False
     else:
-        _refuse_silence(address or os.environ["RAY_ADDRESS"], named)
+        _refuse_silence(address, named)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"no Ray cluster {named}: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"no Ray cluster {named}: {' '.join(str(error).split())} (one that asks for a token is joined with "
+            "RAY_AUTH_MODE=token and that token here)"
+        ) from error
 
 
 def _refuse_silence(address: str, named: str) -> None:
@@ -340,13 +365,20 @@ def _refuse_silence(address: str, named: str) -> None:
         ) from None
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong in a worker, in one line, with the place where it was no refusal of p3select's."""
+def _told(error: Exception, where: str = "") -> Exception:
+    """An error as it goes from a worker to the driver: of its own kind where p3select raised it, or in one line."""
     if isinstance(error, P3Error):
-        return str(error)
+        return error
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_first_line(error)}{place}"
+    return RuntimeError(f"{where}{type(error).__name__}: {_first_line(error)}{place}")
+
+
+def _differing(one: Any, other: Any) -> str:
+    return (
+        f"the workers differ in {_difference(one, other)}: give all machines the same versions, devices and files, and "
+        "leave those as they are while the command runs"
+    )
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -5,6 +5,7 @@
     P3Error                 anything that the user can mend; the CLI prints it in one line and exits with 2
     ├── InputError          bad data, option or file: the message names it and the remedy
     │   └── RowError        a row that a scorer cannot score
+    ├── EngineError         what a scorer runs on has failed: a new one may do it
     ├── MismatchError       stored work belongs to other data, weights or settings than the ones given
     └── MissingLibraryError an optional library is not installed: the message has the pip command
 """
@@ -34,6 +35,10 @@ class RowError(InputError):
         return f"row {self.row} of those to score: {self.reason}"
 
 
+class EngineError(P3Error):
+    """What a scorer runs on has failed, and a new one may do it: on Ray the worker is started again, so many times."""
+
+
 class MismatchError(P3Error):
     """What is stored was made from other data, weights or settings than what is asked for now."""
 
@@ -42,4 +47,8 @@ class MissingLibraryError(P3Error, ImportError):
     """An optional library is not installed."""
 
     def __init__(self, feature: str, library: str, extra: str) -> None:
-        super().__init__(f"{feature} needs {library}: pip install 'p3select[{extra}]'")
+        super().__init__(feature, library, extra)
+
+    def __str__(self) -> str:
+        feature, library, extra = self.args
+        return f"{feature} needs {library}: pip install 'p3select[{extra}]'"

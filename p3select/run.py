@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +69,13 @@ class Run:
         return info
 
     def bind(self, dataset: Dataset) -> None:
-        """Make the folder the dataset's, or check that it is.
+        """Make the folder the dataset's, or check that it is; what killed processes left half written is removed.
 
         Raises:
             MismatchError: The folder belongs to other rows.
         """
         self.check(dataset)
+        _clear(self.path)
         described = {
             "paths": list(dataset.paths),
             "fingerprint": dataset.fingerprint,
@@ -132,7 +135,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with the temporary path to write to, in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Several machines may write to one folder, and processes have the same numbers on each.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -145,6 +149,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the temporary files of processes that ran on this machine and are no more."""
+    name = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d{{1,9}})\.tmp")
+    # A walk: another process may remove a folder meanwhile.
+    for place, _, names in os.walk(folder):
+        for temporary in filter(None, map(name.fullmatch, names)):
+            try:
+                os.kill(int(temporary[1]), 0)
+            except ProcessLookupError:
+                Path(place, temporary[0]).unlink(missing_ok=True)
+            except PermissionError:
+                pass  # another user's, at work
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

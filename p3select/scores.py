@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from p3select.run import Run
 from p3select.tokenised import SCORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -98,8 +99,9 @@ def score(
 
     Returns:
         A summary: rows, status (status → rows), scored_tokens, boundary_shifts (rows whose completion starts inside
-        the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored), scores (the
-        folder), seconds, notes (what there is to know).
+        the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored),
+        reused_first_pass (with ``ifd``: of which only the second pass was made), scores (the folder), seconds, notes
+        (what there is to know).
 
     Raises:
         InputError: Bad data, options or model; it names the row where there is one.
@@ -123,6 +125,8 @@ def score(
         asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
         asked["ifd"] = ifd or None
         shards.check(folder, asked, rows, about)
+    if engine == "ray" and gpus is None:
+        gpus = (options or {}).get("tensor_parallel")  # a worker needs as many
     if engine != "local" and not isinstance(scorer, str):
         raise InputError(f"engine {engine!r}: its workers load the scorer by name; give its name and the model")
     if engine != "local":
@@ -143,11 +147,14 @@ def score(
         known = _Known(run, settings, reuse, folder)
         items = [(folder, there, part, known.of(there, part)) for part in absent]
         reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table in items)
+        halves = sum(0 if table is None else table.num_rows - len(_whole(table, ifd)) for *_, table in items)
         if show_progress and absent:
-            _announce(_plan(items, crew.ask("before") if ifd else None), settings, rows, reused)
+            plan = _plan(items, crew.ask("before") if ifd else None)
+            _announce(plan, settings, _taken(rows, reused, halves))
         with progress.track("scoring", rows, done=reused, show=show_progress) as advance:
             crew.each("score", items, advance)
-        notes = list(crew.ask("notes"))
+        # Workers may have different ones: of the rows that they met, or with measured numbers.
+        notes = list(dict.fromkeys([*known.notes, *itertools.chain(*crew.gather("notes"))]))
     finally:
         crew.close()
     summary = _summary(read(run, epoch, columns=["difficulty", "tokens", "status", "boundary_shift"]))
@@ -158,7 +165,7 @@ def score(
         )
     if summary["difficulty"] is None:
         notes.append("no row could be scored: see the column status for the reasons")
-    summary |= {"scorer": _described(settings), "reused": reused, "scores": str(folder)}
+    summary |= {"scorer": _described(settings), "reused": reused, "reused_first_pass": halves, "scores": str(folder)}
     return {**summary, "seconds": time.monotonic() - start, "notes": notes}
 
 
@@ -175,6 +182,11 @@ def estimate(
     ifd: bool = False,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
+    run: Run | str | Path | None = None,
+    epoch: int = 1,
+    reuse: Run | str | Path | None = None,
+    shard_rows: int = SHARD_ROWS,
+    overwrite: bool = False,
     seed: int = 0,
     sample: int = 32,
 ) -> dict[str, Any]:
@@ -192,28 +204,36 @@ def estimate(
         ifd: See :func:`score`.
         limit: See :func:`score`.
         columns: See :func:`score`.
+        run: The run folder, whose rows that are scored already are not counted; None for none.
+        epoch: See :func:`score`.
+        reuse: See :func:`score`.
+        shard_rows: See :func:`score`.
+        overwrite: See :func:`score`.
         seed: Chooses the sample.
         sample: Rows to score for the estimate.
 
     Returns:
-        rows, status (status → rows), tokens (of the passes to make, with ``ifd`` of both), scored_tokens, scorer,
-        sample_rows,
+        rows, status (status → rows), tokens (of the passes to make, with ``ifd`` of both), scored_tokens, reused (rows
+        that need no pass), scorer, sample_rows,
         tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
         CUDA device; None where the model is in other processes).
     """
     dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     rows = _limited(limit, len(dataset))
-    worker = Worker(**arguments, ifd=ifd, shard_rows=SHARD_ROWS)
+    worker = Worker(**arguments, ifd=ifd, shard_rows=shard_rows)
+    there = None if run is None else _There(dataset, run, epoch, reuse, worker.settings, rows, overwrite)
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
     status: dict[str, int] = {}
     picked: list[TokenRow] = []
-    total = scored = 0
-    for part in shards.ranges(rows, SHARD_ROWS):
+    total = scored = reused = 0
+    for part in shards.ranges(rows, shard_rows):
         encoded = worker.encode(dataset.part(*part), part.first)
         for row in encoded:
             status[row.status] = status.get(row.status, 0) + 1
-        one = worker.plan(encoded)
-        total, scored = total + one.tokens, scored + one.scored_tokens
+        known, whole = ([], []) if there is None else there.of(part, encoded)
+        second = sorted({*range(part.rows)} - {*whole}) if ifd else None
+        one = tokenised.work(*tokenised.counts(encoded), known, second, worker.before)
+        total, scored, reused = total + one.tokens, scored + one.scored_tokens, reused + len(whole)
         picked += [encoded[row - part.first] for row in chosen[(chosen >= part.first) & (chosen < part.stop)]]
     picked = [row for row in picked if row.status in SCORED]
     if not picked:
@@ -221,7 +241,9 @@ def estimate(
     worker.log_probabilities(picked[:2], progress.silent)  # warm-up
     start = time.monotonic()
     worker.log_probabilities(picked, progress.silent)
-    rate = worker.plan(picked).tokens / (time.monotonic() - start)
+    seconds = time.monotonic() - start
+    both = range(len(picked)) if ifd else None
+    rate = tokenised.work(*tokenised.counts(picked), second=both, before=worker.before).tokens / seconds
     memory = _memory(worker.settings)
     worker.close()
     return {
@@ -229,6 +251,7 @@ def estimate(
         "status": status,
         "tokens": total,
         "scored_tokens": scored,
+        "reused": reused,
         "scorer": _described(worker.settings),
         "sample_rows": len(picked),
         "tokens_per_second": rate,
@@ -338,15 +361,6 @@ class Worker:
         """Tokens that the tokenizer puts before any text, 0 or 1."""
         return len(self._before())
 
-    def plan(self, rows: Sequence[TokenRow]) -> tokenised.Plan:
-        """What there is to score in rows."""
-        rows = [row for row in rows if row.status in SCORED]
-        once = tokenised.Plan(sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows))
-        if not self._ifd:
-            return once
-        again = tokenised.alone(np.array([len(row.scored) for row in rows], np.int32), self.before)
-        return tokenised.Plan(once.tokens + again.tokens, once.scored_tokens + again.scored_tokens)
-
     def encode(self, rows: Dataset, first: int) -> list[TokenRow]:
         """Token rows of a part of the dataset that begins with a row."""
         return tokens.encode(rows.rows(), self._scorer.tokenizer, first_row=first, **tokenised.rules(self.settings))
@@ -434,14 +448,47 @@ class Worker:
         return first
 
 
+class _There:
+    """What a scoring would find done."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        run: Run | str | Path,
+        epoch: int,
+        reuse: Run | str | Path | None,
+        settings: Mapping[str, Any],
+        rows: int,
+        overwrite: bool,
+    ) -> None:
+        run = run if isinstance(run, Run) else Run(run)
+        run.check(dataset)
+        self._folder, self._ifd = run.scores(epoch), bool(settings.get("ifd"))
+        if not overwrite:
+            shards.check(self._folder, settings, rows)
+        manifest = shards.manifest(self._folder)
+        self._same = manifest is not None and manifest["settings"] == settings
+        other = None if reuse is None else reuse if isinstance(reuse, Run) else Run(reuse)
+        self._known = _Known(run, settings, other, self._folder if self._same else None)
+
+    def of(self, shard: Shard, encoded: Sequence[TokenRow]) -> tuple[list[int], list[int]]:
+        """Rows of a shard of which the first pass is there, and those of which both are."""
+        if self._same and shards.complete(self._folder, shard):
+            return [*range(shard.rows)], [*range(shard.rows)]
+        hashes = np.array([tokenised.hashed(row) for row in encoded], "S16")
+        known = self._known.among(shard, hashes, np.array([row.status for row in encoded]))
+        return [] if known is None else known.column("at").to_pylist(), _whole(known, self._ifd)
+
+
 class _Known:
     """Rows that were scored before under the same weights, found by the hash of their tokens."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path) -> None:
+    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path | None) -> None:
         # By the hash not of the folder that is being written: a run that is killed and goes on would take over rows
         # that an uninterrupted one scores, and differ from it by rounding.
         self._target, self._ifd = target, bool(settings.get("ifd"))
-        sources = (folder for folder in self._sources(run, settings, reuse) if folder != target)
+        self.notes: list[str] = []
+        sources = [folder for folder in self._sources(run, settings, reuse) if folder != target]
         found = [_hashed(sorted(folder.glob("part-*.parquet")), self._ifd) for folder in sources]
         tables = [table for table in found if table is not None and table.num_rows]
         self._table = pa.concat_tables(tables) if tables else None
@@ -450,18 +497,28 @@ class _Known:
             # The first of equals, so that it does not matter how many there are.
             self._sorted, self._at = np.unique(hashes, return_index=True)
 
-    @staticmethod
-    def _sources(run: Run, settings: Mapping[str, Any], reuse: Run | None) -> Iterator[Path]:
+    def _sources(self, run: Run, settings: Mapping[str, Any], reuse: Run | None) -> list[Path]:
         """Folders of scores under the same weights; those with ``ifd`` first, as they have more."""
-        runs = [run] if reuse is None else [run, reuse]
+        if settings.get("verified") is False:
+            if reuse is not None:
+                self.notes.append(f"nothing of {reuse.path} was taken over: the scorer's weights are not verified")
+            return []
         wanted = {name: value for name, value in settings.items() if name not in _ELSEWHERE}
         found = []
-        for one in runs:
+        for one in [run] if reuse is None else [run, reuse]:
+            others = set()
             for folder in sorted((one.path / "scores").glob("epoch-*")):
-                manifest = shards.manifest(folder)
-                if manifest and wanted == {k: v for k, v in manifest["settings"].items() if k not in _ELSEWHERE}:
+                if (manifest := shards.manifest(folder)) is None:
+                    continue
+                there = {name: value for name, value in manifest["settings"].items() if name not in _ELSEWHERE}
+                if there == wanted:
                     found.append((not manifest["settings"].get("ifd"), folder))
-        yield from (folder for _, folder in sorted(found, key=lambda one: one[0]))
+                else:
+                    others |= {name for name in {*there, *wanted} if there.get(name) != wanted.get(name)}
+            if one is reuse and not any(folder.parent.parent == one.path for _, folder in found):
+                why = f"its scores differ in {', '.join(sorted(others))}" if others else "it has no scores"
+                self.notes.append(f"nothing of {one.path} was taken over: {why}")
+        return [folder for _, folder in sorted(found, key=lambda one: one[0])]
 
     def of(self, there: Path, shard: Shard) -> pa.Table | None:
         """What is known of a shard's rows: their values, and ``at``, their number in the shard; None for nothing.
@@ -469,11 +526,13 @@ class _Known:
         With ``ifd`` the values of the second pass are null where only the first is known.
         """
         tokens_ = shards.read(there, [shard], ["hash", "status"])
-        hashes, places = _bytes(tokens_.column("hash")), []
-        scored = np.isin(tokens_.column("status").to_numpy(), SCORED)
-        found = []
-        short = shards.file(self._target, shard)
-        if short.is_file() and (own := _hashed([short], self._ifd)) is not None:
+        return self.among(shard, _bytes(tokens_.column("hash")), tokens_.column("status").to_numpy())
+
+    def among(self, shard: Shard, hashes: NDArray[np.bytes_], status: NDArray[Any]) -> pa.Table | None:
+        """The same, by the hashes and statuses of the shard's rows."""
+        scored, places, found = np.isin(status, SCORED), [], []
+        short = None if self._target is None else shards.file(self._target, shard)
+        if short is not None and short.is_file() and (own := _hashed([short], self._ifd)) is not None:
             # Cut short by a smaller limit: whole shards are not asked for.
             where = dict(zip(_bytes(own.column("hash")).tolist(), range(own.num_rows), strict=True))
             with shards.opened(short) as reader:
@@ -592,12 +651,17 @@ def _manifest(run: Run, epoch: int) -> dict[str, Any]:
     return known
 
 
-def _announce(plan: tokenised.Plan, settings: Mapping[str, Any], rows: int, reused: int) -> None:
+def _announce(plan: tokenised.Plan, settings: Mapping[str, Any], taken: str) -> None:
     """Say what is about to be done, before it costs anything."""
-    taken = f"; {reused:,} of {rows:,} rows are there" if reused else ""
     progress.say(
         f"scoring with {_described(settings)}: {plan.tokens:,} tokens, {plan.scored_tokens:,} of them scored{taken}"
     )
+
+
+def _taken(rows: int, reused: int, halves: int) -> str:
+    """What need not be scored, for people."""
+    taken = f"; {reused:,} of {rows:,} rows are there" if reused else ""
+    return taken + (f"; of {halves:,} rows the first pass is there" if halves else "")
 
 
 def _described(settings: Mapping[str, Any]) -> str:

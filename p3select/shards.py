@@ -95,7 +95,8 @@ def read(folder: Path, shards: list[Shard], columns: list[str] | None = None) ->
     for shard in shards:
         with opened(file(folder, shard)) as reader:
             tables.append(reader.read(columns).slice(0, shard.rows))
-    return pa.concat_tables(tables)
+    # Parts that were made from files of another kind may have ids of another width.
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def manifest(folder: Path) -> dict[str, Any] | None:
@@ -125,14 +126,24 @@ def claim(
         MismatchError: The shards there were made otherwise; it names what differs.
     """
     known = manifest(folder)
-    if known is not None:
-        if known["settings"] == dict(settings) and known["rows"] == rows:
-            return
-        if known["settings"] != dict(settings) or rows < known["rows"]:
-            if not overwrite:
-                check(folder, {**dict.fromkeys(known["settings"]), **settings}, rows, about)
-            shutil.rmtree(folder)
+    if known is None:
+        _remove(folder)  # nobody knows what shards without a manifest were made with
+    elif known["settings"] == dict(settings) and known["rows"] == rows:
+        return
+    elif known["settings"] != dict(settings) or rows < known["rows"]:
+        if not overwrite:
+            check(folder, {**dict.fromkeys(known["settings"]), **settings}, rows, about)
+        _remove(folder)
     write_json(folder / "manifest.json", {"settings": dict(settings), "rows": rows, "about": dict(about or {})})
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder at once: a part of it that a kill leaves would be taken for another's."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def check(folder: Path, settings: Mapping[str, Any], rows: int, about: Mapping[str, str] | None = None) -> None:

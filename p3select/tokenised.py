@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from p3select import fingerprints, shards
 from p3select.tokens import TokenRow
@@ -27,6 +26,11 @@ SCORED = ("ok", "truncated")
 # What of a scoring's settings the tokens depend on; they are made anew where one of these is new.
 SETTINGS = ("dataset", "tokenizer", "template", "actions", "max_length", "truncate", "shard_rows", "p3select")
 
+FORM = 2
+"""Of the files; those of another form are made anew."""
+
+_COUNTS = ("id_count", "scored_count")
+
 
 class Plan(NamedTuple):
     """What there is to score."""
@@ -45,7 +49,7 @@ def folder(run: Run, settings: dict[str, Any], rows: int) -> Path:
         settings: A scoring's settings, those of ``SETTINGS`` among them.
         rows: How many rows there will be.
     """
-    own = {name: settings[name] for name in SETTINGS}
+    own = {name: settings[name] for name in SETTINGS} | {"form": FORM}
     path = run.tokens(fingerprints.of_json(own)[:16])
     known = shards.manifest(path)
     if known is None or known["rows"] < rows:
@@ -69,9 +73,11 @@ def write(path: Path, shard: Shard, encoded: list[TokenRow], ids: pa.ChunkedArra
     """
     columns: dict[str, Any] = {} if ids is None else {"id": ids}
     columns |= {name: _lists([getattr(row, name) for row in encoded]) for name in ("ids", "scored", "actions")}
+    # Beside the lists, so that work can be counted without reading them.
+    columns |= dict(zip(_COUNTS, map(pa.array, counts(encoded)), strict=True))
     columns["status"] = pa.array([row.status for row in encoded], pa.string())
     columns["shift"] = pa.array([row.shift for row in encoded], pa.int32())
-    columns["hash"] = pa.array([_hash(row) for row in encoded], pa.binary(16))
+    columns["hash"] = pa.array([hashed(row) for row in encoded], pa.binary(16))
     shards.write(path, shard, pa.table(columns))
 
 
@@ -101,12 +107,27 @@ def plan(
         second: Rows whose target is scored a second time, by itself; None for none.
         before: Tokens that the target then comes after.
     """
-    table = shards.read(path, [shard], ["ids", "scored"])
-    # Rows that are not scored have empty lists.
-    ids, scored = (pc.list_value_length(table.column(name)).to_numpy().copy() for name in ("ids", "scored"))
+    table = shards.read(path, [shard], [*_COUNTS])
+    ids, scored = (table.column(name).to_numpy() for name in _COUNTS)
+    return work(ids, scored, known, second, before)
+
+
+def counts(rows: Sequence[TokenRow]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Tokens of each row, and those of them scored; none of a row that is not scored."""
+    return np.array([len(row.ids) for row in rows], np.int32), np.array([len(row.scored) for row in rows], np.int32)
+
+
+def work(
+    ids: NDArray[np.int32],
+    scored: NDArray[np.int32],
+    known: Sequence[int] = (),
+    second: Sequence[int] | None = None,
+    before: int = 0,
+) -> Plan:
+    """What there is to score in rows of so many tokens, and scored ones: :func:`counts`. The rest is as for `plan`."""
     again = alone(scored[list(second or ())], before)
-    ids[list(known)] = scored[list(known)] = 0
-    return Plan(int(ids.sum()) + again.tokens, int(scored.sum()) + again.scored_tokens)
+    rest = np.setdiff1d(np.arange(len(ids)), known).astype(np.int64)
+    return Plan(int(ids[rest].sum()) + again.tokens, int(scored[rest].sum()) + again.scored_tokens)
 
 
 def alone(lengths: NDArray[np.int32], before: int) -> Plan:
@@ -122,7 +143,7 @@ def alone(lengths: NDArray[np.int32], before: int) -> Plan:
     return Plan(tokens, tokens - int(rows.sum()))
 
 
-def _hash(row: TokenRow) -> bytes:
+def hashed(row: TokenRow) -> bytes:
     """Rows of the same hash have the same log-probabilities under the same weights."""
     digest = hashlib.sha256(repr([len(part) for part in row[:3]]).encode())
     for part in row[:3]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from p3select.errors import InputError
+from p3select.errors import EngineError, InputError
 
 
 class FakeScorer:
@@ -38,7 +38,7 @@ class FakeScorer:
 
 
 class Unlucky(FakeScorer):
-    """By name, for other processes: its model is a tokenizer's folder. It kills its own process, or refuses a row."""
+    """By name, for other processes; its model is a tokenizer's folder. It kills its process, fails or refuses a row."""
 
     def __init__(
         self,
@@ -50,17 +50,25 @@ class Unlucky(FakeScorer):
         deadly: int | None = None,
         refused: int | None = None,
         fault: str | None = None,
+        version: str | None = None,
     ):
         from transformers import AutoTokenizer
 
         super().__init__(AutoTokenizer.from_pretrained(model))
         self.delay, self.once, self.deadly, self.refused, self.fault = delay, once, deadly, refused, fault
+        self.version = version
+        if version:
+            self.provenance["model"] = Path(version).read_text()
+            self.notes.append(f"process {os.getpid()}")
         if fault == "in init":
             raise RuntimeError("no driver\nand a trace")
 
     def score(self, ids, scored, advance):
         time.sleep(self.delay)
-        if self.fault:
+        if self.fault == "engine" and not Path(self.once).exists():
+            Path(self.once).touch()
+            raise EngineError("the engine stopped")
+        if self.fault == "in score":
             raise RuntimeError("out of memory\nand a trace")
         if self.deadly in map(len, ids):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -68,6 +76,8 @@ class Unlucky(FakeScorer):
             raise InputError(f"row {list(map(len, ids)).index(self.refused)}: not this one")
         if self.once and not Path(self.once).exists():
             Path(self.once).touch()
+            if self.version:
+                Path(self.version).write_text("other weights")
             os.kill(os.getpid(), signal.SIGKILL)
         return super().score(ids, scored, advance)
 

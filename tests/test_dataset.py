@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from p3select import dataset as dataset_module
 from p3select.dataset import load, take, unchanged
-from p3select.errors import InputError
+from p3select.errors import InputError, MismatchError
 
 ROWS = {"prompt": ["a", "b", "c é", "d"], "completion": ["1", "2", "3\n4", "😀"], "id": ["r0", "r1", "r2", "r3"]}
 
@@ -182,6 +183,12 @@ def test_arrow_layout_does_not_count(tmp_path):
         ('[{"prompt": "a"}]', "line 1: a list where an object should be; write one object a line"),
         ('{\n"prompt": 1}', "line 1: not JSON.*a line must hold one whole object"),
         ('{"prompt": "a", "completion": "b"}\n\n{"prompt": 1, "completion": "b"}', "line 3, column 'prompt': int"),
+        ('{"prompt": "a"}\n{"prompt": "b\\ud83d"}', r"line 2, column 'prompt': '\\ud83d' is half of a character; mend"),
+        ('{"a": 1}\n{"\\ud83d": 1}', r"line 2, column '\\ud83d': '\\ud83d' is half of a character"),
+        ('{"messages": []}\n\n{"messages": [{"content": "\\ude00"}]}', r"line 3, column 'messages': '\\ude00' is half"),
+        ('{"prompt": "a", "id": 1}\n{"id": 9223372036854775808}', "line 2, column 'id': a whole number beyond 64 bits"),
+        ('{"id": 0.5}\n{"id": 1}\n{"id": -9223372036854775809}', "line 3, column 'id': a whole number beyond 64 bits"),
+        ('{"prompt": "a"}\n{"prompt": [1, "b"]}\n{"prompt": "c"}', "line 2, column 'prompt': values of a list must be"),
     ],
 )
 def test_json_lines_that_are_none_are_said_with_the_line(tmp_path, text, message):
@@ -217,3 +224,65 @@ def test_a_slice_of_json_lines_reads_its_lines_alone(tmp_path):
     assert part.read().table.num_rows == 3
     with pytest.raises(InputError, match="line 1: not JSON"):
         dataset.source(0, 3, here=False).read()
+
+
+def test_any_slice_of_any_files_is_that_of_the_whole_and_needs_its_files_alone(tmp_path):
+    """Parquet and JSON Lines, files of no rows between; a slice is read on where the other files are gone."""
+    data = tmp_path / "data"
+    data.mkdir()
+    at = 0
+    for number, count in enumerate((0, 3, 0, 0, 1, 4, 0, 2, 0)):
+        rows = [{"prompt": f"{at + n} é", "completion": "x" * n, "id": at + n} for n in range(count)]
+        if number in (4, 5):
+            rows[0]["id"] = None  # all that the first of these has
+            (data / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+        else:
+            schema = {"prompt": pl.String, "completion": pl.String, "id": pl.Int64}
+            pl.DataFrame(rows, schema).write_parquet(data / f"{number}.parquet", row_group_size=2)
+        at += count
+    dataset = load(data)
+    assert dataset.edges.tolist() == [0, 0, 3, 3, 3, 4, 8, 8, 10, 10]
+    away = tmp_path / "away"
+    for first in range(at):
+        for stop in range(first + 1, at + 1):
+            part = pickle.loads(pickle.dumps(dataset.source(first, stop, here=False)))
+            data.rename(away)
+            data.mkdir()
+            for path in part.paths:
+                (away / path.rpartition("/")[2]).rename(path)
+            found = part.read()
+            assert found.table.equals(dataset.table.slice(first, stop - first))
+            assert found.rows() == dataset.rows(first, stop)
+            assert found.edges[0] <= first < found.edges[1]
+            assert found.edges[-2] < stop <= found.edges[-1]
+            for path in part.paths:
+                (data / path.rpartition("/")[2]).rename(away / path.rpartition("/")[2])
+            data.rmdir()
+            away.rename(data)
+    assert dataset.source(0, 4, here=False).paths[0].endswith("1.parquet")
+    assert len(dataset.source(7, 9, here=False).paths) == 3
+    # Rows before those of a slice may come and go; its own may not.
+    late, early = dataset.source(8, 10, here=False), dataset.source(1, 3, here=False)
+    parquet(data / "1.parquet", {"prompt": ["new"], "completion": ["1"], "id": [0]})
+    assert late.read().rows() == dataset.rows(8, 10)
+    with pytest.raises(MismatchError, match=r"1\.parquet: rows 1 to 2 are not those"):
+        early.read()
+    (data / "1.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match=r"1\.parquet: not readable as Parquet"):
+        early.read()
+
+
+def test_shards_of_many_files_run_over_each_file_once(tmp_path):
+    """200 small files, more than any memory of them; shards that lie across files."""
+    for number in range(200):
+        rows = [{"prompt": f"{number} {n}", "completion": "x"} for n in range(5 + number % 3)]
+        (tmp_path / f"{number:03d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = load(tmp_path)
+    before = dataset_module._places_of.cache_info().misses
+    shards = [dataset.source(first, min(first + 16, len(dataset)), here=False) for first in range(0, len(dataset), 16)]
+    assert dataset_module._places_of.cache_info().misses == before  # the driver has them counted
+    tables = [shard.read().table for shard in shards]
+    assert pa.concat_tables(tables).equals(dataset.table)
+    assert dataset_module._places_of.cache_info().misses == before + 200
+    assert max(len(shard.paths) for shard in shards) == 4
+    assert sum(len(pickle.dumps(shard)) for shard in shards) < 2000 * len(shards)

@@ -14,7 +14,7 @@ import pytest
 
 import p3select
 from p3select import distributed, shards, tokenised
-from p3select.errors import InputError, P3Error
+from p3select.errors import InputError, MismatchError, P3Error
 from tests.test_scores import files
 
 ray = pytest.importorskip("ray")
@@ -109,10 +109,34 @@ def test_a_fault_in_a_worker_is_said_in_one_line(cluster, tmp_path, data, smollm
         ("in score", r"score of rows 0 to 7: RuntimeError: out of memory \(.*fakes.py, line \d+\)"),
         ("in init", r"RuntimeError: no driver \(.*fakes.py"),
     ):
-        with pytest.raises(P3Error, match=message) as raised:
+        # Not what a user can mend.
+        with pytest.raises(RuntimeError, match=message) as raised:
             on_ray(data, tmp_path / "run", smollm2, options={"fault": fault})
         assert "\n" not in str(raised.value)
     assert not list((tmp_path / "run").glob("scores/*/part-*"))
+
+
+def test_an_engine_that_fails_is_started_again(cluster, tmp_path, data, here, smollm2, capsys):
+    marker = tmp_path / "failed"
+    on_ray(data, tmp_path / "run", smollm2, workers=2, options={"fault": "engine", "once": str(marker)})
+    assert "the engine stopped; the worker is started again" in capsys.readouterr().err
+    assert files(tmp_path / "run") == here
+
+
+def test_a_worker_that_comes_back_with_other_weights_is_refused(cluster, tmp_path, data, smollm2):
+    version, run = tmp_path / "version", p3select.Run(tmp_path / "run")
+    version.write_text("weights")
+    options = {"version": str(version), "once": str(tmp_path / "died")}
+    with pytest.raises(MismatchError, match=r"the workers differ in model \(weights, other weights\)"):
+        on_ray(data, run, smollm2, workers=1, options=options)
+    assert not list(run.scores(1).glob("part-*"))
+
+
+def test_workers_may_have_different_notes(cluster, tmp_path, data, smollm2):
+    version = tmp_path / "version"
+    version.write_text("weights")
+    summary = on_ray(data, tmp_path / "run", smollm2, workers=2, options={"version": str(version)})
+    assert len([note for note in summary["notes"] if note.startswith("process ")]) == 2
 
 
 def test_rows_that_change_meanwhile_are_noticed(tmp_path, data):

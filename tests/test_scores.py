@@ -428,3 +428,86 @@ def test_sigkill_loses_only_the_shard_in_hand(tmp_path, gsm8k, tokenizer, smollm
     assert again.calls == 20 - done
     # A torn temporary file, if the kill left one, is hidden and is not a shard.
     assert {name: data for name, data in files(killed.path).items() if not name.endswith(".tmp")} == files(whole.path)
+
+
+def test_a_folder_that_is_being_replaced_leaves_nothing_to_be_taken_for_the_new_weights(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer, model="old"), shard_rows=25)
+    direct = p3select.Run(tmp_path / "direct")
+    p3select.score(gsm8k, direct, scorer=FakeScorer(tokenizer, model="new"), shard_rows=25)
+    # What a kill in the middle of a removal, or a manifest that was removed by hand, would leave.
+    (run.scores(1) / "manifest.json").unlink()
+    (run.scores(1) / "part-000000000.parquet").unlink()
+    scorer = FakeScorer(tokenizer, model="new")
+    assert p3select.score(gsm8k, run, scorer=scorer, shard_rows=25)["reused"] == 0
+    assert scores.read(run, 1).equals(scores.read(direct, 1))
+
+
+def test_a_kill_while_shards_are_removed_loses_them_all(tmp_path, gsm8k, tokenizer, monkeypatch):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer, model="old"), shard_rows=25)
+
+    def killed(folder, **_):
+        (folder / "part-000000000.parquet").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scores.shards.shutil, "rmtree", lambda folder, **given: given or killed(folder))
+        with pytest.raises(KeyboardInterrupt):
+            p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer, model="new"), shard_rows=25, overwrite=True)
+    assert not run.scores(1).exists()
+    summary = p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer, model="new"), shard_rows=25)
+    assert (summary["reused"], summary["rows"]) == (0, 200)
+    assert [path.name for path in run.scores(1).parent.iterdir()] == ["epoch-001"]
+
+
+def test_nothing_is_taken_over_under_weights_that_were_not_verified(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    for epoch in (1, 2):
+        scorer = FakeScorer(tokenizer)
+        scorer.provenance["verified"] = False
+        summary = p3select.score(gsm8k, run, epoch=epoch, scorer=scorer, limit=30)
+        assert (summary["reused"], scorer.rows) == (0, 30)
+    scorer = FakeScorer(tokenizer)
+    scorer.provenance["verified"] = False
+    summary = p3select.score(gsm8k, tmp_path / "other", scorer=scorer, limit=30, reuse=run)
+    assert summary["reused"] == 0
+    assert any("the scorer's weights are not verified" in note for note in summary["notes"])
+
+
+def test_what_was_asked_for_and_could_not_be_taken_over_is_said(tmp_path, gsm8k, tokenizer):
+    p3select.score(gsm8k, tmp_path / "old", scorer=FakeScorer(tokenizer, model="old"), limit=30)
+    summary = p3select.score(gsm8k, tmp_path / "new", scorer=FakeScorer(tokenizer), limit=30, reuse=tmp_path / "old")
+    (note,) = summary["notes"]
+    assert note.endswith("was taken over: its scores differ in model")
+
+
+def test_ids_of_another_width_are_the_same_ids(tmp_path, gsm8k, tokenizer):
+    rows = pl.read_parquet(gsm8k)[:60]
+    rows.write_parquet(tmp_path / "rows.parquet")
+    rows.write_ndjson(tmp_path / "rows.jsonl")
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(tmp_path / "rows.parquet", run, scorer=FakeScorer(tokenizer), shard_rows=20, limit=30)
+    p3select.score(tmp_path / "rows.jsonl", run, scorer=FakeScorer(tokenizer), shard_rows=20)
+    assert scores.read(run, 1).column("id").to_pylist() == rows["id"].to_list()
+    p3select.select(run, epoch=1, epochs=1, budget=10, selector="topk")
+
+
+@pytest.mark.parametrize("ifd", [False, True])
+def test_a_dry_run_counts_what_is_left_to_do(ifd, tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=60, shard_rows=25)
+    for epoch, limit in ((1, 60), (1, 100), (2, 100)):
+        if ifd and epoch == 1:
+            continue  # refused: scored without
+        given = {"epoch": epoch, "limit": limit, "shard_rows": 25, "ifd": ifd}
+        found = scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), run=run, **given)
+        scorer = Counted(tokenizer)
+        summary = p3select.score(gsm8k, run, scorer=scorer, **given)
+        assert (found["tokens"], found["scored_tokens"]) == (scorer.tokens, scorer.scored)
+        assert found["reused"] == summary["reused"]
+        assert summary["reused_first_pass"] == (60 if ifd else 0)
+    with pytest.raises(MismatchError, match="model"):
+        scores.estimate(gsm8k, scorer=FakeScorer(tokenizer, model="b"), run=run, shard_rows=25, limit=100)
+    anew = {"run": run, "shard_rows": 25, "limit": 100, "overwrite": True}
+    assert scores.estimate(gsm8k, scorer=FakeScorer(tokenizer, model="b"), **anew)["reused"] == 0
