@@ -14,18 +14,22 @@ another load of the machine meets all of them; a ratio is the median over the re
 slow loops run on evenly spaced rows of the set, as many as the table says; rates are tokens of rows (prompt and
 completion, without padding) per second. All variants must agree on the log-probabilities.
 
-With ``--scorer vllm`` there are two variants, on one engine, which take turns at going first:
-    p3select    VllmScorer
-    generate    ``LLM.generate`` with the same prompts and sampling parameters, whose answers nobody reads
+With ``--scorer vllm`` there are three variants, on one engine, which take turns at going first:
+    p3select        VllmScorer, one call for all rows
+    p3select.score  all that ``p3select score`` does but loading the model: tokens, shards one after the other, files
+    generate        ``LLM.generate`` with the same prompts and sampling parameters, whose answers nobody reads
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +39,7 @@ import polars as pl
 import torch
 import transformers
 
+import p3select
 from benchmarks._machine import machine
 from p3select.progress import silent
 from p3select.scorers.transformers import TransformersScorer
@@ -47,6 +52,7 @@ ROOT = Path(__file__).parents[1]
 SHOTS = 8
 GOALS = {"per-action": 5.0, "row": 1.15, "batch-8": 1.5, "row, 8 shots": 3.0}
 VLLM_GOAL = 0.95
+SHARDS = 3
 # Nats, in float32: between any two variants, per token (per action for the per-action loop).
 AGREEMENT = 1e-3
 
@@ -73,10 +79,11 @@ def main(arguments: list[str]) -> None:
     out = options.out or ROOT / "benchmarks" / "results" / f"{name}.json"
     out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"{result['machine']['cpu']}, {result['machine']['cores']} cores; {Path(options.model).name}")
-    print(f"{'variant':18} {'rows':>5} {'tokens':>8} {'tokens/s':>9}   p3select is")
+    says = "× the rate of generate" if options.scorer == "vllm" else "× as fast is p3select"
+    print(f"{'variant':18} {'rows':>5} {'tokens':>8} {'tokens/s':>9}")
     for name, found in result["variants"].items():
         print(f"{name:18} {found['rows']:5} {found['tokens']:8} {found['tokens_per_second']:9.0f}", end="")
-        print(f"   {found['ratio']:.2f} × as fast (goal {found['goal']})" if "ratio" in found else "")
+        print(f"   {found['ratio']:.2f} {says} (goal {found['goal']})" if "ratio" in found else "")
 
 
 def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
 
 
 def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
-    """As :func:`measure`, for the scorer vllm against the engine that it scores with."""
+    """As :func:`measure`, for the scorer vllm, and all of ``p3select.score`` in shards, against the bare engine."""
     import vllm
 
     from p3select.scorers.vllm import VllmScorer
@@ -162,8 +169,14 @@ def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
     ids, scored = [row.ids for row in data], [row.scored for row in data]
     prompts: list[Any] = [{"prompt_token_ids": row.tolist()} for row in ids]
     parameters = scorer._path.ask(ids, scored)
+    folder = Path(tempfile.mkdtemp())
+    table.head(rows).write_parquet(folder / "rows.parquet")
+    runs = itertools.count()
     functions: dict[str, Callable[[], Any]] = {
         "p3select": lambda: scorer.score(ids, scored, silent),
+        "p3select.score": lambda: p3select.score(
+            folder / "rows.parquet", folder / f"run-{next(runs)}", scorer=scorer, shard_rows=-(-rows // SHARDS)
+        ),
         "generate": lambda: scorer._engine.generate(prompts, parameters, use_tqdm=False),
     }
     scorer.score(ids[:8], scored[:8], silent)  # warm-up
@@ -187,8 +200,11 @@ def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
         }
         for name, times in seconds.items()
     }
-    ratios = [bare / own for own, bare in zip(seconds["p3select"], seconds["generate"], strict=True)]
-    described["generate"] |= {"ratio": round(statistics.median(ratios), 3), "goal": VLLM_GOAL}
+    for name in ("p3select", "p3select.score"):
+        ratios = [bare / own for own, bare in zip(seconds[name], seconds["generate"], strict=True)]
+        described[name] |= {"ratio": round(statistics.median(ratios), 3), "goal": VLLM_GOAL}
+    described["p3select.score"]["shards"] = SHARDS
+    shutil.rmtree(folder)
     known = scorer.provenance
     scorer.close()
     result = _described(model, known["dtype"], repeats, start_load, described)
