@@ -1,4 +1,4 @@
-"""`p3select loop` with TRL's command line, `trl sft`, as the command that trains.
+"""`p3select loop` around TRL's command line, `trl sft`.
 
 Two epochs of SmolLM2-135M-Instruct on 6 of 24 rows of GSM8K, two to three minutes on a CPU:
 
@@ -9,11 +9,12 @@ Given again, it has nothing left to do: remove runs/loop-trl to begin anew.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
+
+import p3select
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "runs" / "loop-trl"
@@ -30,9 +31,18 @@ TRAIN = (
     " --learning_rate 2e-5 --lr_scheduler_type constant --warmup_steps 0"
     " --save_strategy no --logging_steps 1 --report_to none --use_cpu --bf16 false"
 )
-command = ["p3select", "loop", OUT / "train.parquet", "--run", OUT / "run", "--epochs", "2", "--budget", "6"]
-command += ["--model", ROOT / "models" / "SmolLM2-135M-Instruct", "--encoder", ROOT / "models" / "all-MiniLM-L6-v2"]
-command += ["--to", "trl", "--train", TRAIN]
-binaries = Path(sys.executable).parent
-environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
-subprocess.run(command, env=environment, check=True)
+# trl is called by name, from the environment of this Python.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+p3select.loop(
+    OUT / "train.parquet",
+    OUT / "run",
+    ROOT / "models" / "SmolLM2-135M-Instruct",
+    encoder=ROOT / "models" / "all-MiniLM-L6-v2",
+    epochs=2,
+    budget=6,
+    to="trl",
+    train=TRAIN,
+    show_progress=True,
+)

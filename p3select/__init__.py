@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from p3select.comparison import compare
     from p3select.dataset import Dataset
     from p3select.difficulties import difficulty
     from p3select.embeddings import embed
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from p3select.index import Selection
     from p3select.loops import loop
     from p3select.paces import pace
+    from p3select.page import report
     from p3select.run import Run
     from p3select.scores import score
     from p3select.selection import select
@@ -33,12 +35,14 @@ _MODULES = {
     "P3Error": "errors",
     "Run": "run",
     "Selection": "index",
+    "compare": "comparison",
     "difficulty": "difficulties",
     "dpp": "selectors.dpp",
     "embed": "embeddings",
     "export": "exporters",
     "loop": "loops",
     "pace": "paces",
+    "report": "page",
     "score": "scores",
     "select": "selection",
     "validate": "validation",
@@ -52,12 +56,14 @@ __all__ = [
     "P3Error",
     "Run",
     "Selection",
+    "compare",
     "difficulty",
     "dpp",
     "embed",
     "export",
     "loop",
     "pace",
+    "report",
     "score",
     "select",
     "validate",

@@ -51,7 +51,7 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return apply
 
 
-SCORING = _together(
+SCORER = _together(
     click.option(
         "--scorer",
         default="auto",
@@ -68,6 +68,9 @@ SCORING = _together(
         metavar="NAME=VALUE",
         help="An option of the scorer's own, such as dtype=bfloat16 or tensor_parallel=2; can be given again.",
     ),
+)
+SCORING = _together(
+    SCORER,
     click.option(
         "--actions", default="line", show_default=True, help="What is a step: line, sentence, token, whole, re:PATTERN."
     ),
@@ -135,6 +138,9 @@ SELECTING = _together(
     ),
     click.option("--scale", type=float, metavar="H", help="The similarity's scale. [default: from the data]"),
     click.option("--whiten", is_flag=True, help="Take the common direction out of the embeddings first."),
+    click.option("--neighbours", type=int, metavar="N", help="Of dpp-local: picks that a row is judged by. [by rule]"),
+    click.option("--probes", type=int, metavar="N", help="Of dpp-local: cells in which they are sought. [by rule]"),
+    click.option("--cells", type=int, metavar="N", help="Of dpp-local: all cells. [by rule]"),
     click.option(
         "--cost-weight",
         type=float,
@@ -212,7 +218,7 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
     if dry_run:
         if options["engine"] != "local":
             raise InputError("--dry-run measures on this machine: leave --engine out, and divide by the workers")
-        for name in ("run", "epoch", "overwrite", "reuse", "engine", "workers", "address", "gpus", "shard_rows"):
+        for name in ("engine", "workers", "address", "gpus"):
             del options[name]
         _print(scores.estimate(list(data), seed=seed, **options), as_json)
     else:
@@ -339,13 +345,82 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
 
         from p3select import plugins
 
-        plugins.find("figure", "validation", {"validation": ("p3select.report:validation", "report")})(found, Path(out))
+        figure = plugins.find("figure", "validation", {"validation": ("p3select.figures:validation", "report")})
+        figure(found, Path(out))
     if as_json:
         _print(found, as_json)
         return
     from p3select import tables
 
     tables.validation(found)
+
+
+@cli.command()
+@RUN
+@click.option("--epochs", type=int, required=True, metavar="T", help="The epochs of the whole training.")
+@click.option("--budget", required=True, metavar="K", help="Of an epoch: 1000 rows, 20% of them, or 2Mtok.")
+@click.option("--out", required=True, metavar="DIR", help="Where the selections and results go.")
+@click.option("--epoch", type=int, metavar="E", help="Compare for this epoch. [default: all that have scores]")
+@click.option(
+    "--strategies",
+    metavar="LIST",
+    help="Some of p3, pace-only, dpp-only, reversed, static, uniform, longest, nll-high, nll-middle, nll-low, ifd, "
+    "kcenter, facility, d2, deita, rds, full; with options of select as in p3,p3+pace=constant:80. [default: all for "
+    "which there is what they need]",
+)
+@click.option("--columns", default="", metavar="LIST", help="Columns whose values are counted, such as source,level.")
+@click.option("--queries", metavar="Q", help="For rds: a run folder with embeddings, or COLUMN=VALUE.")
+@SEED
+@click.option("--train", metavar="COMMAND", help="Train by each strategy, too: as with loop --train.")
+@click.option("--eval", "evaluate", metavar="COMMAND", help="Reads {model}, writes a JSON object of numbers to {out}.")
+@click.option("--seeds", default="0,1,2", show_default=True, metavar="LIST", help="Of the trainings.")
+@click.option("--model", metavar="M", help="The policy that enters training. [default: the one of the scores]")
+@click.option("--to", default="jsonl", show_default=True, help="How {data} is written: as with export --to.")
+@click.option("--discard", is_flag=True, help="Remove a training's weights once they are evaluated.")
+@SCORER
+@JSON
+def compare(as_json: bool, **options: Any) -> None:
+    """Compare strategies at an equal budget.
+
+    What their selections are like; and, with --train and --eval, what models learn from them.
+
+    \b
+    p3select compare --run runs/a --epochs 5 --budget 20% --columns source --out runs/a-compared
+    """
+    _scorer(options)
+    options["scoring"] = {name: options.pop(name) for name in ("scorer", "options")}
+    for name in ("strategies", "columns", "seeds"):
+        options[name] = None if options[name] is None else [part for part in options[name].split(",") if part]
+    options["seeds"] = _numbers("--seeds", options["seeds"])
+    found = p3select.compare(show_progress=True, **options)
+    if as_json:
+        _print(found, as_json)
+        return
+    from p3select import tables
+
+    tables.comparison(found)
+
+
+@cli.command()
+@RUN
+@click.option("--out", required=True, metavar="FILE", help="The HTML file to write.")
+@click.option(
+    "--columns",
+    metavar="LIST",
+    help="Columns by which selections are compared with all rows. [default: source, subject, level … where there]",
+)
+@click.option("--tokenizer", metavar="M", help="The policy's, to shade actions that the text alone does not give.")
+@click.option("--overhead", type=float, default=0.5, show_default=True, help="The share of choosing to warn above.")
+@JSON
+def report(as_json: bool, **options: Any) -> None:
+    """Draw a run as one HTML page: difficulties, selections, coverage, cost, rows, failure signatures.
+
+    \b
+    p3select report --run runs/a --out report.html
+    """
+    columns = options["columns"]
+    options["columns"] = None if columns is None else [part for part in columns.split(",") if part]
+    _print(p3select.report(**options), as_json)
 
 
 @cli.command()
@@ -435,6 +510,13 @@ def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:
         if not (left and equals and right):
             raise InputError(f"{flag} {left}{equals}{right}: give it as in {flag} {example}")
     return {left: right for left, _, right in pairs}
+
+
+def _numbers(flag: str, given: list[str]) -> list[int]:
+    bad = next((part for part in given if not part.isdecimal()), None)
+    if bad is not None:
+        raise InputError(f"{flag}: {bad!r} is no whole number; give such as 0,1,2")
+    return [int(part) for part in given]
 
 
 def _print(summary: Mapping[str, Any], as_json: bool) -> None:

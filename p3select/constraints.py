@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,10 @@ def budget_rows(budget: int | str, rows: int) -> int:
     """
     text = str(budget).strip()
     try:
-        share = float(text[:-1]) if text.endswith("%") else None
+        # Not a float: 0.57 % of 10,000 rows are 57, and as floats 56.99….
+        share = Fraction(text[:-1]) if text.endswith("%") else None
         wanted = int(text) if share is None else 0
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise InputError(
             f"budget {budget!r}: give a count of rows such as 1000, a share such as 20%, or tokens such as 2Mtok"
             + ("; here rows are needed" if budget_tokens(budget) else "")
@@ -93,11 +95,12 @@ def listed(name: str, given: str | Path | Sequence[int] | None, run: Run) -> NDA
         return np.zeros(0, np.int64)
     rows = int(run.info()["dataset"]["rows"])
     if not isinstance(given, str | Path):
-        numbers = np.asarray(given, np.int64)
-        outside = numbers[(numbers < 0) | (numbers >= rows)]
-        if outside.size:
-            raise InputError(f"{name}: row {outside[0]} is not there; the dataset has {rows} rows, from 0")
-        return np.unique(numbers)
+        for row in given:
+            if isinstance(row, bool) or not isinstance(row, int | np.integer):
+                raise InputError(f"{name}: {row!r} is no row number; give whole numbers from 0")
+            if not 0 <= row < rows:
+                raise InputError(f"{name}: row {row} is not there; the dataset has {rows} rows, from 0")
+        return np.unique(np.asarray(given, np.int64))
     dataset = run.dataset()
     if index.is_index(Path(given)) and index.read(Path(given)).metadata["dataset_fingerprint"] != dataset.fingerprint:
         raise MismatchError(f"{given}: an index of other data than {run.path}")
@@ -116,8 +119,9 @@ def limits(
     at_most: int | None,
     per: str | None,
     share: str | None,
+    keep: NDArray[np.int64],
 ) -> Limits | None:
-    """The limits of a selection; None where there are none.
+    """The limits of a selection, a budget in tokens first; None where there are none.
 
     Args:
         run: The run folder.
@@ -126,9 +130,11 @@ def limits(
         at_most: Rows for each value of the column ``per``.
         per: A column of the data.
         share: ``COLUMN=VALUE:40%,VALUE:60%``: shares of the budget; the other values together have the rest.
+        keep: (m,) places in the pool of the rows to keep.
 
     Raises:
-        InputError: Options that do not go together, no such column or value, or limits that no selection can keep.
+        InputError: Options that do not go together, no such column or value, or limits that no selection can keep, or
+            not with the rows to keep.
     """
     total, costs = budget
     if (at_most is None) != (per is None):
@@ -137,7 +143,10 @@ def limits(
         return None
     from p3select import limits as bounded  # compiled; most selections do without
 
-    some = [] if costs is None else [bounded.budget(costs, total)]
+    some = []
+    if costs is not None:
+        _affordable(costs, total, keep)
+        some.append(bounded.budget(costs, total))
     if at_most is not None and per is not None:
         values = _values(run, per)
         one = bounded.at_most(at_most, values[pool])
@@ -147,6 +156,7 @@ def limits(
                 f"at most {at_most} rows for each of the {most // at_most:,} values of {per!r} are {most:,}, fewer "
                 f"than the budget of {total:,}; give a smaller budget, or allow more of a value"
             )
+        _keepable(one, pool, keep, (per, values), f"rows; at most {at_most} of a value lets in")
         some.append(one)
     if share is not None:
         column, parts = _shares(share)
@@ -155,29 +165,52 @@ def limits(
             if name not in values:
                 known = ", ".join(map(str, np.unique(values)[:8]))
                 raise InputError(f"share {share!r}: no row has {name!r} in column {column!r}; it has {known}, …")
-        some.append(bounded.shares(parts, values[pool], total, costs))
+        one = bounded.shares(parts, values[pool], total, costs)
+        unit = "rows" if costs is None else "tokens"
+        _keepable(one, pool, keep, (column, values), f"{unit}; share {share!r} lets in")
+        some.append(one)
+        if costs is None and at_most is not None:
+            _fillable(bounded.together(*some), keep, [*parts, "all other values"], f"at most {at_most} per {per!r}")
     return bounded.together(*some)
 
 
-def most_rows(costs: NDArray[np.int64], total: int, keep: NDArray[np.int64]) -> int:
-    """How many rows fit into a budget at most: the rows to keep and the cheapest of the others.
-
-    Args:
-        costs: int (n,).
-        total: The budget.
-        keep: (m,) places of the rows to keep.
-
-    Raises:
-        InputError: Not even the rows to keep fit, or no row at all.
-    """
-    others = np.delete(costs, keep)
-    left = total - int(costs[keep].sum())
-    count = len(keep) + int(np.searchsorted(np.cumsum(np.sort(others)), left, side="right")) if left >= 0 else 0
-    if count < max(1, len(keep)):
-        least = int(costs[keep].sum()) if len(keep) else int(costs.min())
+def _affordable(costs: NDArray[np.int64], total: int, keep: NDArray[np.int64]) -> None:
+    """Refuse a budget in tokens into which the rows to keep do not fit, or no row at all."""
+    least = int(costs[keep].sum()) if len(keep) else int(costs.min())
+    if least > total:
         what = f"the {len(keep):,} rows to keep have" if len(keep) else "the shortest eligible row has"
         raise InputError(f"budget of {total:,} tokens: {what} {least:,}; give a larger budget")
-    return count
+
+
+def _keepable(
+    limit: Limits, pool: NDArray[np.int64], keep: NDArray[np.int64], column: tuple[str, NDArray[Any]], lets: str
+) -> None:
+    """Refuse rows to keep of which a limit on values of a column lets in fewer."""
+    group, cost, room = (part[0] for part in limit)
+    taken = np.zeros_like(room)
+    np.add.at(taken, group[keep], cost[keep])
+    over = np.flatnonzero(taken[group[keep]] > room[group[keep]])
+    if over.size:
+        row, mine = pool[keep[over[0]]], group[keep[over[0]]]
+        raise InputError(
+            f"include: row {row}, {column[1][row]!r} in column {column[0]!r}, and its like take {taken[mine]:,} {lets} "
+            f"{room[mine]:,}: leave some of them out"
+        )
+
+
+def _fillable(both: Limits, keep: NDArray[np.int64], names: Sequence[str], what: str) -> None:
+    """Refuse shares in rows of which another limit lets in fewer."""
+    from p3select import limits as bounded
+
+    limit, short = bounded.crossed(both, keep, None)
+    if short.any():
+        wanted = both.room[1]
+        lacking = ", ".join(name for name, lacks in zip(names, short, strict=False) if lacks)
+        raise InputError(
+            f"share {lacking}: {wanted[short].sum():,} of {wanted.sum():,} rows, and {what} lets in "
+            f"{limit.room.sum() - wanted[~short].sum():,} of the rows to choose from; give a smaller budget, another "
+            "share or a later pace, or allow more of a value"
+        )
 
 
 def _shares(text: str) -> tuple[str, Mapping[str, float]]:

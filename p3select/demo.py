@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from p3select import embeddings, exporters, progress, report, scores, selection, tables
+from p3select import embeddings, exporters, figures, progress, scores, selection, tables
 from p3select.dataset import load
 from p3select.errors import InputError
 from p3select.run import Run
@@ -100,7 +100,7 @@ def demo(
             seconds["training"] = time.monotonic() - clock
         report_epochs.append({"selection": chosen, "status": scored["status"], "seconds": seconds})
     figure = out / "demo.png"
-    report.figure(run, figure)
+    figures.figure(run, figure)
     total = time.monotonic() - start
     if show:
         console = tables.console()

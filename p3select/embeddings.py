@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from p3select import distributed, fingerprints, plugins, progress, shards
-from p3select.dataset import Dataset, Slice, load
+from p3select.dataset import PARQUET, Dataset, Slice, load
 from p3select.errors import InputError, MismatchError
 from p3select.run import Run, read_json, write_json, write_whole
 
@@ -33,6 +33,8 @@ BLOCK_ROWS = 2048
 TWIN = 0.95
 # Rows up to which all are compared with all.
 COMPARED_ROWS = 20_000
+# Rows whose nearest ones are sought at a time.
+SEARCHED_ROWS = 4_096
 # Above, cells of an inverted file in which a row's nearest one is sought.
 PROBES = 8
 
@@ -76,8 +78,8 @@ def embed(
         encoder: A sentence-transformers model (local folder or Hugging Face id), or an Encoder; or else
         vectors: A file with the vectors of all rows, in their order: ``FILE.npy`` (n, d), or ``FILE.parquet:COLUMN`` of
             lists of numbers. They are divided by their norms.
-        text: What of a row is embedded: ``prompt`` (as in the paper: all that is not the target), ``completion``
-            or ``both``.
+        text: What of a row an encoder is given: ``prompt`` (as in the paper: all that is not the target),
+            ``completion`` or ``both``.
         columns: Role → column name, where they are not the usual ones.
         engine: ``local`` or ``ray``, as for :func:`p3select.score`, like the next three.
         workers: With ``ray``: how many; None for as many as there are GPUs, or one.
@@ -103,6 +105,9 @@ def embed(
     run.check(dataset)
     if (encoder is None) is (vectors is None):
         raise InputError("give an encoder, or vectors that it made before: one of the two")
+    if vectors is not None and (text != "prompt" or engine != "local"):
+        given = f"text {text!r}" if text != "prompt" else f"engine {engine!r}"
+        raise InputError(f"{given}: is for an encoder; vectors made before are taken as they are, here")
     source = _Given(vectors, len(dataset)) if vectors is not None else encoder
     if engine != "local" and not isinstance(source, str | PathLike):
         raise InputError(f"engine {engine!r}: its workers load the encoder by name; give its name")
@@ -136,7 +141,9 @@ def embed(
         crew.close()
     made |= _assemble(run, folder, parts)
     made["empty"] = sum(not _text(row, text).strip() for row in _each(dataset)) if vectors is None else 0
-    made["near_duplicates"] = int(np.count_nonzero(twins(np.load(run.embeddings, mmap_mode="r"))))
+    with progress.track("near-duplicates", len(dataset), show=show_progress) as advance:
+        found = twins(np.load(run.embeddings, mmap_mode="r"), advance=advance)
+    made["near_duplicates"] = int(np.count_nonzero(found))
     write_json(_manifest(run), made)
     shutil.rmtree(folder)
     return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
@@ -211,24 +218,30 @@ def read(run: Run) -> tuple[NDArray[np.float32], str]:
     return vectors, str(known["fingerprint"])
 
 
-def twins(vectors: NDArray[np.float32], cosine: float = TWIN) -> NDArray[np.bool_]:
+def twins(
+    vectors: NDArray[np.float32], cosine: float = TWIN, advance: Callable[[int, int], None] = progress.silent
+) -> NDArray[np.bool_]:
     """Which rows have another one at a higher cosine, (n,).
 
     Args:
         vectors: (n, d) of norm 1.
         cosine: The threshold.
+        advance: As for :func:`nearest`.
     """
     # The second best: the best is the row itself, or a copy of it.
-    found: NDArray[np.bool_] = nearest(vectors, 2)[0][:, 1] > cosine
+    found: NDArray[np.bool_] = nearest(vectors, 2, advance)[0][:, 1] > cosine
     return found
 
 
-def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def nearest(
+    vectors: NDArray[np.float32], count: int, advance: Callable[[int, int], None] = progress.silent
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Every row's nearest rows, itself among them.
 
     Args:
         vectors: (n, d) of norm 1.
         count: How many.
+        advance: Told the rows done since it was last called, and 0; see :func:`p3select.progress.track`.
 
     Returns:
         (cosines, rows): (n, count) by falling cosine; −1 as row, and a cosine below −1, where fewer were found. Up to
@@ -246,11 +259,12 @@ def nearest(vectors: NDArray[np.float32], count: int) -> tuple[NDArray[np.float3
         index.train(np.ascontiguousarray(vectors[np.sort(drawn)], np.float32))
         index.nprobe = PROBES
     cosines, rows = np.empty((n, count), np.float32), np.empty((n, count), np.int64)
-    blocks = [slice(first, first + COMPARED_ROWS) for first in range(0, n, COMPARED_ROWS)]
+    blocks = [slice(first, first + SEARCHED_ROWS) for first in range(0, n, SEARCHED_ROWS)]
     for block in blocks:
         index.add(np.ascontiguousarray(vectors[block], np.float32))
     for block in blocks:
         cosines[block], rows[block] = index.search(np.ascontiguousarray(vectors[block], np.float32), count)
+        advance(len(cosines[block]), 0)
     return cosines, rows
 
 
@@ -279,27 +293,33 @@ class _Given:
 
     def __init__(self, vectors: str | Path, rows: int) -> None:
         text = str(vectors)
-        path, _, column = text.rpartition(":") if ".parquet:" in text else (text, "", "")
-        if not Path(path).is_file():
+        before, _, column = text.rpartition(":")
+        whole = Path(text).is_file() or not before
+        path, column = (Path(text), "") if whole else (Path(before), column)
+        if not path.is_file():
             raise InputError(f"vectors {text!r}: no such file; give FILE.npy or FILE.parquet:COLUMN")
-        self.array = _column(Path(path), column) if column else _array(Path(path))
+        if (path.suffix.lower() in PARQUET) is not bool(column):
+            what = "no Parquet file, and only those have columns" if column else "a Parquet file: name its column too"
+            raise InputError(f"vectors {text!r}: {what}; give FILE.npy or FILE.parquet:COLUMN")
+        self.array = _column(path, column) if column else _array(path)
         if len(self.array) != rows:
             raise InputError(f"vectors {text!r}: {len(self.array)} rows, and the dataset has {rows}")
         self.dimension = int(self.array.shape[1])
         self.provenance = {
-            "encoder": Path(path).name + (f":{column}" if column else ""),
+            "encoder": path.name + (f":{column}" if column else ""),
             "encoder_fingerprint": fingerprints.of_files(path),
         }
 
 
 def _array(path: Path) -> NDArray[np.floating]:
     try:
-        array = np.load(path, mmap_mode="r")
+        # Not np.load: it takes archives and pickles for arrays, too.
+        array = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not readable as .npy: {error}") from None
+        raise InputError(f"vectors {str(path)!r}: not readable as .npy: {error}; give an array of floats") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{path}: an array of shape {array.shape} and {array.dtype}, not (rows, dimensions) of floats")
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _column(path: Path, column: str) -> NDArray[np.floating]:

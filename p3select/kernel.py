@@ -13,9 +13,10 @@ never formed: :func:`similarities` gives a block of S.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from p3select.errors import InputError
 
@@ -37,7 +38,7 @@ SCALE_ROWS = 2_000
 """Rows among which :func:`scale` measures."""
 
 WHITENING_ROWS = 50_000
-"""Rows of which :func:`whitened` takes mean and covariance."""
+"""Rows of which :func:`whitening` takes mean and covariance."""
 
 BLOCK_ROWS = 1_024
 """Rows that are brought to norm 1 at a time."""
@@ -186,11 +187,27 @@ def scale(embeddings: ArrayLike) -> float:
         InputError: As :func:`unit_rows`.
     """
     array = np.asarray(embeddings)
-    count = min(len(array), SCALE_ROWS) if array.ndim else 0
-    sample = unit_rows(array[np.arange(count) * len(array) // count] if count else array)
-    distance = 1.0 - (sample @ sample.T)[np.triu_indices(len(sample), 1)]
+    sample = unit_rows(array[spaced(len(array), SCALE_ROWS)] if array.ndim else array)
+    with unthreaded_blas():
+        distance = 1.0 - (sample @ sample.T)[np.triu_indices(len(sample), 1)]
     distance = distance[distance > COPY_DISTANCE]
     return float(np.median(distance)) if distance.size else 1.0
+
+
+def spaced(n: int, count: int) -> NDArray[np.int64]:
+    """At most so many of n rows, evenly spaced."""
+    count = min(n, count)
+    return np.arange(count, dtype=np.int64) * n // max(count, 1)
+
+
+def unthreaded_blas() -> Any:
+    """A context in which a matrix product keeps to the thread that asks for it.
+
+    For work that is in threads already: those of BLAS meet after every product, and wait for each other at full load,
+    which came to ten times the work itself where the cores had other work to do as well. And for results that are to
+    be the same on any number of cores: how BLAS deals a sum out decides its last bits.
+    """
+    return threadpool_limits(1, "blas")
 
 
 def similarities(one: NDArray[Any], other: NDArray[Any], h: float, similarity: str = "gaussian") -> NDArray[Any]:
@@ -218,8 +235,15 @@ def similarities(one: NDArray[Any], other: NDArray[Any], h: float, similarity: s
     return s
 
 
-def whitened(embeddings: NDArray[Any], rows: int = WHITENING_ROWS) -> NDArray[np.float32]:
-    """Embeddings without their common direction, every direction of equal variance, of norm 1 again.
+class Whitening(NamedTuple):
+    """x ↦ (x − mean) spread, then of norm 1 again."""
+
+    mean: NDArray[np.float64]  # (d,)
+    spread: NDArray[np.float64]  # (d, d)
+
+
+def whitening(embeddings: NDArray[Any], rows: int = WHITENING_ROWS) -> Whitening:
+    """What takes the common direction out of embeddings and gives every direction the same variance.
 
     x ↦ (x − μ) W with W Wᵀ the inverse of the covariance (Su et al., "Whitening sentence representations", arXiv
     2103.15316). Sentence encoders put all texts into a narrow cone, where a common direction makes up most of every
@@ -230,31 +254,47 @@ def whitened(embeddings: NDArray[Any], rows: int = WHITENING_ROWS) -> NDArray[np
         embeddings: (n, d) of norm 1.
         rows: μ and W are those of as many rows at most, evenly spaced over the array.
 
-    Returns:
-        (n, d) float32.
-
     Raises:
-        InputError: As :func:`unit_rows`; or all rows are alike, or one lies at the mean (the message names it), where
-            there is no direction.
+        InputError: As :func:`unit_rows`; or all rows are alike.
     """
     given = np.asarray(embeddings)
-    count = min(len(given), rows)
-    sample = unit_rows(given[np.arange(count) * len(given) // max(count, 1)])
+    sample = unit_rows(given[spaced(len(given), rows)])
     mean = sample.mean(axis=0)
     sample -= mean
-    values, vectors = np.linalg.eigh(sample.T @ sample / len(sample))
+    with unthreaded_blas():
+        values, vectors = np.linalg.eigh(sample.T @ sample / len(sample))
     if not values[-1] > 0:
         raise InputError("the embeddings are all alike: whitening leaves them no direction")
-    spread = vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
-    white = np.empty(given.shape, np.float32)
-    for first in range(0, len(given), BLOCK_ROWS):
-        some = (given[first : first + BLOCK_ROWS].astype(np.float64) - mean) @ spread
+    return Whitening(mean, vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1])))
+
+
+def taken(embeddings: NDArray[Any], rows: NDArray[np.int64], white: Whitening | None = None) -> NDArray[np.float32]:
+    """Some rows of embeddings, which may be memory-mapped: the others are not read.
+
+    Args:
+        embeddings: (n, d) float32 of norm 1.
+        rows: (m,).
+        white: To whiten them by; None leaves them as they are.
+
+    Returns:
+        (m, d) float32 of norm 1.
+
+    Raises:
+        InputError: A row lies at the mean (the message names it), where there is no direction.
+    """
+    if white is None:
+        return np.asarray(embeddings[rows], np.float32)
+    found = np.empty((len(rows), embeddings.shape[1]), np.float32)
+    for first in range(0, len(rows), BLOCK_ROWS):
+        part = rows[first : first + BLOCK_ROWS]
+        with unthreaded_blas():
+            some = (embeddings[part].astype(np.float64) - white.mean) @ white.spread
         norms = np.linalg.norm(some, axis=1)
         bad = np.flatnonzero(~(norms > COPY_DISTANCE))
         if bad.size:
-            raise InputError(f"row {first + bad[0]} of the embeddings is their mean: whitening leaves it no direction")
-        white[first : first + BLOCK_ROWS] = some / norms[:, None]
-    return white
+            raise InputError(f"row {part[bad[0]]} of the embeddings is their mean: whitening leaves it no direction")
+        found[first : first + BLOCK_ROWS] = some / norms[:, None]
+    return found
 
 
 def second_copies(embeddings: NDArray[Any], q: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -71,8 +71,8 @@ def shares(parts: Mapping[Any, float], groups: ArrayLike, total: int, costs: Arr
         The limit. The largest shares take up what rounding leaves, so that the rooms sum to the total.
 
     Raises:
-        InputError: Shares out of their range or above 1 in all, a group that no row has, or a group whose rows are
-            fewer than its share.
+        InputError: Shares out of their range or above 1 in all, a group that no row has, a group whose rows are
+            fewer than its share, or shares so small that no row fits.
     """
     given = np.asarray(groups)
     cost = np.ones(len(given), np.int64) if costs is None else np.asarray(costs, np.int64)
@@ -90,7 +90,8 @@ def shares(parts: Mapping[Any, float], groups: ArrayLike, total: int, costs: Arr
     room = np.floor(exact + 1e-9).astype(np.int64)
     left = np.argsort(room - exact, kind="stable")
     room[left[: total - int(room.sum())]] += 1
-    for number, name in enumerate([*names, "all other values"]):
+    labels = [*names, "all other values"]
+    for number, name in enumerate(labels):
         there = int(cost[group == number].sum())
         if there < room[number]:
             unit = "rows" if costs is None else "tokens"
@@ -98,6 +99,9 @@ def shares(parts: Mapping[Any, float], groups: ArrayLike, total: int, costs: Arr
                 f"share {name}: {exact[number] / total:.4g} of {total:,} {unit} is {room[number]:,}, and the rows to "
                 f"choose from have {there:,}; give a smaller budget, another share or a later pace"
             )
+    if not (cost <= room[group]).any():
+        sizes = (f"{labels[i]}: {room[i]:,}, its shortest row {cost[group == i].min():,}" for i in np.unique(group))
+        raise InputError(f"shares of {total:,} tokens: no row fits ({'; '.join(sizes)}); give a larger budget")
     return Limits(group[None], cost[None], room[None])
 
 
@@ -123,6 +127,57 @@ def together(*some: Limits) -> Limits:
     groups = max(one.room.shape[1] for one in some)
     room = [np.pad(one.room, ((0, 0), (0, groups - one.room.shape[1]))) for one in some]
     return Limits(np.vstack([one.group for one in some]), np.vstack([one.cost for one in some]), np.vstack(room))
+
+
+def crossed(limits: Limits, keep: ArrayLike | None, picked: ArrayLike | None) -> tuple[Limits, NDArray[np.bool_]]:
+    """One limit in the place of two, under which all that takes what fits ends with as many rows as there can be.
+
+    Under two limits a row that is taken may bar two others. Here each pair of a group of the one and a group of the
+    other is a group of its own, with room for as many rows as a largest flow from the second limit's groups to the
+    first's has there: that of the rows picked, and augmenting paths (Ford & Fulkerson, Canad. J. Math. 8, 1956), by
+    which no group of either limit gets fewer rows. Rows to keep stay.
+
+    Args:
+        limits: Two, of rows that cost 1.
+        keep: (m,) places of rows to keep.
+        picked: (k,) places of rows that were picked under the limits, or None.
+
+    Returns:
+        (limit, short): the limit, and bool (groups of the second limit,) which of them cannot be filled together,
+        whatever the others are given; none where all can.
+
+    Raises:
+        InputError: As :func:`checked`.
+    """
+    from scipy.sparse import csr_array  # slow to load, and seldom needed
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    n = limits.group.shape[1]
+    most, wanted = checked(limits, n, keep, n).room
+    into, out_of = limits.group.astype(np.int64)
+    pairs, pair = np.unique(out_of * len(most) + into, return_inverse=True)
+    kept, taken = np.zeros((2, n), np.bool_)
+    kept[_places(keep, n)] = taken[_places(picked, n)] = True
+    there, held, flow = (np.bincount(pair[rows], minlength=len(pairs)) for rows in (~kept, kept, taken & ~kept))
+    # Nodes: the source, the second limit's groups, the first one's, the sink. What flows already may be sent back.
+    sink = 1 + len(wanted) + len(most)
+    second, first = np.arange(1, 1 + len(wanted)), np.arange(1 + len(wanted), sink)
+    one, other = second[pairs // len(most)], first[pairs % len(most)]
+    tails = np.concatenate([np.zeros(len(second), np.int64), one, other, first])
+    heads = np.concatenate([second, other, one, np.full(len(first), sink)])
+    unfilled = wanted - np.bincount(one, flow, sink)[second]
+    unused = most - np.bincount(other, flow, sink)[first]
+    room = np.concatenate([unfilled, there - flow, flow, unused]).astype(np.int32)
+    network = csr_array((room, (tails, heads)), (sink + 1, sink + 1))
+    more = maximum_flow(network, 0, sink).flow.tocoo()
+    between = np.isin(more.row, second) & np.isin(more.col, first)
+    at = (more.row[between] - second[0]).astype(np.int64) * len(most) + more.col[between] - first[0]
+    flow[np.searchsorted(pairs, at)] += more.data[between]
+    rest = network - more.tocsr()
+    rest.eliminate_zeros()
+    reached = breadth_first_order(rest, 0, return_predecessors=False)
+    limit = Limits(pair.astype(np.int32)[None], np.ones((1, n), np.int64), (flow + held)[None])
+    return limit, np.isin(second, reached)
 
 
 def checked(limits: Limits | None, n: int, keep: ArrayLike | None, k: int) -> Limits:
@@ -186,6 +241,17 @@ def fitting(limits: Limits, rows: NDArray[np.int64] | slice = slice(None)) -> ND
     found = np.ones(group.shape[1], np.bool_)
     for some, own, left in zip(group, cost, limits.room, strict=True):
         found &= own <= left[some]
+    return found
+
+
+def beside(limits: Limits, picked: NDArray[np.int64], since: int = 0) -> NDArray[np.bool_]:
+    """Which rows still fit beside those picked, (n,), under the limits from number ``since`` on."""
+    room = limits.room[since:].copy()
+    some = Limits(limits.group[since:], limits.cost[since:], room)
+    for group, own, left in zip(*some, strict=True):
+        np.subtract.at(left, group[picked], own[picked])
+    found = fitting(some)
+    found[picked] = False
     return found
 
 

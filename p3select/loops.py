@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
 import shlex
+import signal
 import string
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p3select import embeddings, exporters, progress, scores, selection
+import numpy as np
+
+from p3select import embeddings, exporters, fingerprints, progress, scores, selection
 from p3select.dataset import load
 from p3select.errors import InputError, MismatchError, P3Error
 from p3select.run import Run, read_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from p3select.dataset import Dataset
 
 PLACES = ("model", "data", "index", "out", "epoch", "epochs", "seed")
-# What an exporter's file is called; the others write folders.
+# Options of score and select that change nothing in what comes of them, and may change between two calls.
+FREE_SCORING = ("columns", "reuse", "engine", "workers", "address", "gpus", "overwrite")
+FREE_SELECTING = ("workers", "address", "overwrite")
+# Seconds that a command has to end itself, once it is told to.
+GRACE = 10
 
 
 def loop(
@@ -41,7 +55,10 @@ def loop(
     """In each epoch: score all rows, select, export the selected ones, run a command that trains on them.
 
     Every step that was finished is kept: the same call goes on where an earlier one was killed. A command that was
-    killed is run again.
+    killed is run again. An epoch whose command ended is neither scored nor selected again: it is found to have been
+    asked for in the same way, and trained on the index that is there.
+
+    A signal that ends this process (SIGINT, SIGTERM, SIGHUP) ends the command first, with all that it started.
 
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
@@ -51,8 +68,8 @@ def loop(
         budget: Rows of an epoch: a count, or a share such as ``"20%"``.
         train: A command of the shell, with places to fill: ``{model}`` the policy that enters the epoch, ``{data}`` the
             selected rows, ``{index}`` the index file, ``{out}`` the folder where the new weights must be when it ends
-            (a model's, or a LoRA adapter's on the first model), ``{epoch}``, ``{epochs}``, ``{seed}``. Paths are
-            quoted. ``{{`` and ``}}`` are braces. It needs ``{out}``, and ``{data}`` or ``{index}``.
+            (a model's, or a LoRA adapter's on the last whole model), ``{epoch}``, ``{epochs}``, ``{seed}``. Paths
+            are quoted. ``{{`` and ``}}`` are braces. It needs ``{out}``, and ``{data}`` or ``{index}``.
         to: The exporter that writes ``{data}``; see :func:`p3select.exporters.export`.
         encoder: Of the embeddings; None where the run folder has them, or the selector goes by none.
         scoring: Further arguments of :func:`p3select.score`.
@@ -65,8 +82,8 @@ def loop(
         scoring and training (0 for what was there).
 
     Raises:
-        InputError: Bad data, options or template, or a command that left no weights.
-        MismatchError: The run folder holds another loop's work.
+        InputError: Bad data, options or template, or a command that left no weights, or an adapter on other ones.
+        MismatchError: The run folder holds another loop's work, or an epoch's index is not the one trained on.
         P3Error: The command failed.
     """
     _filled(train, dict.fromkeys(PLACES, ""))
@@ -77,23 +94,24 @@ def loop(
     run.check(dataset)
     if encoder is not None:
         embeddings.embed(dataset, run, encoder, show_progress=show_progress)
+    asked = {
+        "train": train,
+        "to": to,
+        "epochs": epochs,
+        "budget": str(budget),
+        "seed": seed,
+        **_asked(scores.score, scoring or {}, FREE_SCORING),
+        **_asked(selection.select, selecting or {}, FREE_SELECTING),
+    }
     done = []
-    policy, adapter = str(model), None
+    # An adapter is scored on the last whole weights; the first epoch is known by the model, the others by the work
+    # before them.
+    policy, base, adapter, before = str(model), str(model), None, _place(model)
     for epoch in range(1, epochs + 1):
-        clock = time.monotonic()
-        about = scores.score(
-            dataset,
-            run,
-            str(model) if adapter else policy,
-            epoch=epoch,
-            adapter=adapter,
-            show_progress=show_progress,
-            **{name: value for name, value in (scoring or {}).items() if name != "columns"},
-        )
-        seconds = time.monotonic() - clock if about["reused"] < about["rows"] else 0.0
-        chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
         folder = run.path / "loop" / f"epoch-{epoch:03d}"
-        out = folder / "weights"
+        mark, out = folder / "done.json", folder / "weights"
+        made = {**asked, "policy": before}
+        seconds = trained = 0.0
         places = {
             "model": policy,
             "data": str(folder / f"train{exporters.SUFFIXES.get(to, '')}"),
@@ -103,52 +121,142 @@ def loop(
             "epochs": str(epochs),
             "seed": str(seed),
         }
-        trained = _train(run, epoch, to, _filled(train, places), places, folder, show_progress)
-        adapter = out if (out / "adapter_config.json").is_file() else None
-        done.append(
-            {
+        command = _filled(train, places)
+        if mark.is_file():
+            told = _known(mark, made, run.index(epoch))
+            _weights(out, command)
+        else:
+            clock = time.monotonic()
+            about = scores.score(
+                dataset,
+                run,
+                base,
+                epoch=epoch,
+                adapter=adapter,
+                show_progress=show_progress,
+                **{name: value for name, value in (scoring or {}).items() if name != "columns"},
+            )
+            seconds = time.monotonic() - clock if about["reused"] < about["rows"] else 0.0
+            chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
+            told = {
                 "epoch": epoch,
                 "lam": chosen.metadata["lam"],
                 "eligible": chosen.metadata["eligible"],
                 "selected": len(chosen),
                 "difficulty_all": chosen.summary["difficulty_all"],
                 "difficulty_selected": chosen.summary["difficulty_selected"],
-                "policy": policy,
-                "out": str(out),
-                "seconds_scoring": seconds,
-                "seconds_training": trained,
             }
+            index = fingerprints.of_files(run.index(epoch))
+            exporters.export(run, epoch=epoch, to=to, out=places["data"], overwrite=True)
+            trained = _train(command, places, show_progress)
+            write_json(mark, {"made": made, "index": index, "epoch": told, "seconds": trained})
+        adapter = _adapter(out, base)
+        base = str(out) if adapter is None else base
+        done.append(
+            {**told, "policy": policy, "out": str(out), "seconds_scoring": seconds, "seconds_training": trained}
         )
-        policy = str(out)
+        policy, before = str(out), fingerprints.of_files(mark)
     return done
 
 
-def _train(run: Run, epoch: int, to: str, command: str, places: Mapping[str, str], folder: Path, show: bool) -> float:
-    """Run the command unless its work is done; the seconds that it took now."""
-    mark, out = folder / "done.json", Path(places["out"])
-    if mark.is_file():
-        known = read_json(mark)
-        if known["command"] != command:
-            raise MismatchError(
-                f"{folder}: trained by another command ({known['command']}); give another --run, or the same command"
-            )
-        _weights(out, command)
-        return 0.0
-    exporters.export(run, epoch=epoch, to=to, out=places["data"], overwrite=True)
+def _asked(function: Callable[..., Any], given: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """Options that are given and are not the defaults, as JSON, but for those that are free to change."""
+    defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+    counting = {name: value for name, value in given.items() if name not in free}
+    plain: dict[str, Any] = json.loads(json.dumps(counting, default=_plain))
+    return {name: value for name, value in plain.items() if value not in (defaults.get(name), {})}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form of: rows, paths, functions."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Sequence):
+        return list(value)
+    return str(value) if isinstance(value, Path) else selection.name_of(value if callable(value) else type(value))
+
+
+def _place(name: str | Path) -> str:
+    """A model's folder or file wherever one stands, or its id."""
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+
+
+def _known(mark: Path, made: Mapping[str, Any], index: Path) -> dict[str, Any]:
+    """What is told of an epoch that was trained as it is asked for now, on the index that is there."""
+    known = read_json(mark)
+    before = known.get("made", {})
+    changed = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
+    if changed:
+        raise MismatchError(
+            f"{mark.parent}: trained otherwise (differs in {', '.join(changed)}); give what was given then, or another "
+            "--run"
+        )
+    if not index.is_file() or fingerprints.of_files(index) != known["index"]:
+        raise MismatchError(
+            f"{index}: not the rows that the weights in {mark.parent} were trained on; give another --run, or remove "
+            f"{mark} to train this epoch again"
+        )
+    told: dict[str, Any] = known["epoch"]
+    return told
+
+
+def _train(command: str, places: Mapping[str, str], show: bool) -> float:
+    """Run the command; the seconds that it took."""
     if show:
         progress.say(f"epoch {places['epoch']} of {places['epochs']}: {command}")
     clock = time.monotonic()
-    # To stderr: stdout is for results.
-    code = subprocess.run(command, shell=True, stdout=2, check=False).returncode
+    code = _run(command)
     if code:
         raise P3Error(
-            f"epoch {epoch}: the command ended with {code}: {command}; mend it and give the same call again: what is "
-            "scored and selected stays"
+            f"epoch {places['epoch']}: the command ended with {code}: {command}; mend it and give the same call "
+            "again: what is scored and selected stays"
         )
-    _weights(out, command)
-    seconds = time.monotonic() - clock
-    write_json(mark, {"command": command, "seconds": seconds})
-    return seconds
+    _weights(Path(places["out"]), command)
+    return time.monotonic() - clock
+
+
+def _run(command: str) -> int:
+    """Run a command to its end; where this process is ended before, so is all that the command started."""
+    with _ending():
+        # To stderr: stdout is for results. In a session of its own: what it starts can be ended with it.
+        process = subprocess.Popen(command, shell=True, stdout=2, start_new_session=True)
+        try:
+            return process.wait()
+        finally:
+            if process.returncode is None:
+                _end(process)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """SIGTERM and SIGHUP end this process by way of its ``finally`` clauses, as SIGINT does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    # One that is ignored, as SIGHUP is under nohup, or has a handler stays as it is.
+    ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a session: in ``GRACE`` seconds by itself, else at once."""
+    with suppress(ProcessLookupError):  # nothing of it is left
+        try:
+            os.killpg(process.pid, signal.SIGTERM)
+            stop = time.monotonic() + GRACE
+            while time.monotonic() < stop:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.02)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _weights(out: Path, command: str) -> None:
@@ -158,6 +266,20 @@ def _weights(out: Path, command: str) -> None:
         )
 
 
+def _adapter(out: Path, base: str) -> Path | None:
+    """The folder where it holds an adapter, on the base; None where it holds whole weights."""
+    file = out / "adapter_config.json"
+    if not file.is_file():
+        return None
+    named = read_json(file).get("base_model_name_or_path")
+    if named is None or _place(named) != _place(base):
+        raise InputError(
+            f"{file}: an adapter on {named}, and the last whole weights, on which it would be scored, are {base}; have "
+            "the command train it on those, or leave whole weights"
+        )
+    return out
+
+
 def _filled(template: str, places: Mapping[str, str]) -> str:
     """The command, its places filled with quoted values.
 
@@ -165,15 +287,18 @@ def _filled(template: str, places: Mapping[str, str]) -> str:
         InputError: A place that there is not, one that must be there is not, or braces that do not fit.
     """
     try:
-        named = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         raise InputError(f"train {template!r}: {error}; write {{{{ and }}}} for braces of the command's own") from None
-    for name in named:
-        if name not in PLACES:
+    named = {name for _, name, _, _ in parts}
+    for _, name, form, conversion in parts:
+        if name not in PLACES or form or conversion:
+            written = f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
             raise InputError(
-                f"train {template!r}: no place {{{name}}}; there are {', '.join(f'{{{place}}}' for place in PLACES)}, "
-                "and {{ and }} for braces of the command's own"
+                f"train {template!r}: no place {{{written}}}; there are "
+                f"{', '.join(f'{{{place}}}' for place in PLACES)}, as they are written here, and {{{{ and }}}} for "
+                "braces of the command's own"
             )
-    if "out" not in named or not {"data", "index"} & set(named):
+    if "out" not in named or not {"data", "index"} & named:
         raise InputError(f"train {template!r}: it needs {{out}}, and {{data}} or {{index}}")
     return template.format(**{name: shlex.quote(value) for name, value in places.items()})

@@ -1,18 +1,20 @@
 """Cells: which rows are near which, without comparing all with all.
 
 Spherical k-means on a part of the rows (Lloyd's iterations on cosines), then each row's nearest centres: matrix
-products and one pass; by FAISS where it finds a GPU (faiss-gpu).
+products and one pass; by FAISS where it finds a GPU (faiss-gpu), whose cells are others than ours for the same seed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from p3select import kernel
 
@@ -46,15 +48,13 @@ def cells(x: NDArray[np.float32], count: int, probes: int, seed: int | Sequence[
     Returns:
         (n, probes) int32: cells by falling cosine of their centres.
     """
-    import faiss
-
     rng = np.random.default_rng(seed)
-    if faiss.get_num_gpus():
+    if device() == "gpu":
         return by_faiss(x, count, probes, rng, gpu=True)
     train = x[np.sort(rng.choice(len(x), min(len(x), TRAIN_ROWS * count), replace=False))]
     train = train / np.linalg.norm(train, axis=1, keepdims=True)
     centres = train[np.sort(rng.choice(len(train), count, replace=False))]
-    with unthreaded_blas():
+    with kernel.unthreaded_blas():
         for _ in range(ITERATIONS if count > 1 else 0):
             cell = nearest(train, centres, 1)[:, 0]
             order = np.argsort(cell, kind="stable")
@@ -62,6 +62,13 @@ def cells(x: NDArray[np.float32], count: int, probes: int, seed: int | Sequence[
             centres[held] = np.add.reduceat(train[order], first, axis=0)  # a cell without rows keeps its centre
             centres /= np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
         return nearest(x, centres, probes)
+
+
+def device() -> str:
+    """Where :func:`cells` are made: ``gpu``, where FAISS finds one, or ``cpu``."""
+    import faiss
+
+    return "gpu" if faiss.get_num_gpus() else "cpu"
 
 
 def by_faiss(
@@ -114,18 +121,42 @@ def _highest(products: NDArray[np.float32], found: NDArray[np.int32]) -> None:
             found[row, place] = column
 
 
-def unthreaded_blas() -> Any:
-    """A context in which a matrix product keeps to the thread that asks for it, for work that is in threads already.
-
-    The threads of BLAS meet after every product, and wait for each other at full load. Where the cores have other work
-    to do as well, that came to ten times the work itself.
-    """
-    return threadpool_limits(1, "blas")
-
-
 def threads() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, or the whole ones that its control groups (Linux) give it the time of."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+@cache
+def _quota(root: Path = Path("/")) -> float:
+    """Cores' worth of time that control groups (version 2) allow; infinity where they set no limit."""
+    shares = [math.inf]
+    for group in control_groups("cpu", root):
+        file = group / "cpu.max"
+        quota, period = file.read_text().split() if file.is_file() else ("max", "1")
+        shares += [int(quota) / int(period)] if quota != "max" else []
+    return min(shares)
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
+    """Folders of the control groups (Linux) that this process is in, and of those above them; in a container, of its.
+
+    Args:
+        controller: ``memory`` or ``cpu``.
+        root: Where ``proc`` and ``sys`` are.
+    """
+    listed, folders = root / "proc/self/cgroup", []
+    for line in listed.read_text().splitlines() if listed.is_file() else []:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            top = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        own = top / path.strip("/")
+        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return folders
 
 
 def in_threads(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], count: int, least: int) -> None:

@@ -8,6 +8,8 @@ part's own is the result. Parts are done one after the other here, or side by si
 from __future__ import annotations
 
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,6 @@ from p3select.run import Run, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def partitioned(
-    vectors: NDArray[np.float32],
+    vectors: Callable[[NDArray[np.int64]], NDArray[np.float32]],
     quality: NDArray[np.float64],
     k: int,
     *,
     run: Run,
     pool: NDArray[np.int64],
     selector: str,
-    whiten: bool,
+    white: kernel.Whitening | None,
     parts: int,
     engine: str,
     workers: int | None,
@@ -42,13 +43,13 @@ def partitioned(
     """What a selector picks by way of parts.
 
     Args:
-        vectors: (n, d) of the rows to choose from.
+        vectors: Gives the embeddings of some places among the rows to choose from; it is asked for the union alone.
         quality: (n,).
         k: Rows to pick.
         run: The run folder; workers read its embeddings, and leave what they pick there until it is put together.
         pool: (n,) the rows to choose from as rows of the dataset.
         selector: Its name.
-        whiten: Whether ``vectors`` are whitened embeddings.
+        white: What the embeddings are whitened by, or None.
         parts: ≥ 2.
         engine: ``local`` or ``ray``.
         workers: With ``ray``: how many; None for one for each part, as far as there are cores.
@@ -56,7 +57,7 @@ def partitioned(
         **options: What the selector is called with. ``seed`` deals the rows out, too.
 
     Returns:
-        (places, gains) as the selector returns them.
+        (places, gains) as the selector returns them. A call that is killed leaves its folder ``parts-…`` in the run's.
 
     Raises:
         InputError: As the selector, or as :func:`p3select.distributed.crew`.
@@ -64,14 +65,13 @@ def partitioned(
     n = len(quality)
     part = np.random.default_rng(options.get("seed", 0)).permutation(np.arange(n) % parts)
     run = run.absolute()  # workers have another working directory
-    folder = run.path / "parts"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    # A folder for each call: several epochs may be selected at once.
+    folder = Path(tempfile.mkdtemp(prefix="parts-", dir=run.path))
     try:
         crew = distributed.crew(
             engine,
             Worker,
-            {"run": run.path, "selector": selector, "whiten": whiten},
+            {"run": run.path, "selector": selector, "white": white},
             workers=workers,
             address=address,
             gpus=None if engine == "local" else float(selector == "dpp-torch"),
@@ -87,17 +87,17 @@ def partitioned(
         shutil.rmtree(folder, ignore_errors=True)
     own = [(one["places"], one["gains"]) for one in found]
     union = np.unique(np.concatenate([places for places, _ in own]))
-    places, gains = selectors.find(selector)(vectors[union], quality[union], k, **_of(options, union))
+    places, gains = selectors.find(selector)(vectors(union), quality[union], k, **_of(options, union))
     return max([(union[places], gains), *own], key=_worth)
 
 
 class Worker:
     """Selects from parts, each into a file."""
 
-    def __init__(self, run: Path, selector: str, whiten: bool) -> None:
+    def __init__(self, run: Path, selector: str, white: kernel.Whitening | None) -> None:
         self._select: Callable[..., Picks] = selectors.find(selector)
-        vectors, _ = embeddings.read(Run(run))
-        self._vectors = kernel.whitened(vectors) if whiten else vectors
+        self._vectors, _ = embeddings.read(Run(run))
+        self._white = white
 
     def pick(self, folder: Path, number: int, options: Mapping[str, Any], advance: Callable[[int, int], None]) -> None:
         """Select from a part."""
@@ -107,7 +107,7 @@ class Worker:
             options["keep"] = given["keep"]
         if given["room"].size:
             options["limits"] = limits.Limits(given["group"], given["cost"], given["room"])
-        vectors = np.asarray(self._vectors[given["rows"]])
+        vectors = kernel.taken(self._vectors, given["rows"], self._white)
         places, gains = self._select(vectors, given["quality"], int(given["k"]), **options)
         _write(folder / f"{number}.out.npz", {"places": given["places"][places], "gains": gains})
         advance(len(given["rows"]), 0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from p3select.errors import InputError, MissingLibraryError
+from p3select.errors import InputError, MissingLibraryError, P3Error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,27 +22,37 @@ def find(kind: str, name: str, builtin: Mapping[str, tuple[str, str]]) -> Any:
         builtin: Name → (``module:attribute``, the extra that installs what the module imports).
 
     Raises:
-        InputError: There is no such name; the message lists those that there are.
+        InputError: There is no such name, and the message lists those that there are; or what stands for it cannot be
+            imported, as with a library of another version.
         MissingLibraryError: The built-in needs a library that is not installed.
     """
     if name in builtin:
         target, extra = builtin[name]
         try:
             return _attribute(target)
-        except ModuleNotFoundError as error:
-            if extra and error.name and not error.name.startswith("p3select"):
-                raise MissingLibraryError(f"{kind} {name!r}", error.name.partition(".")[0], extra) from None
-            raise
+        except ImportError as error:
+            if not extra or (error.name or "").startswith("p3select") or isinstance(error, P3Error):
+                raise
+            raise _not_importable(f"{kind} {name!r}", error, extra) from error
     installed = entry_points(group=f"p3select.{kind}s")
-    if name in installed.names:
-        return installed[name].load()
-    if ":" in name:
+    if name in installed.names or ":" in name:
         try:
-            return _attribute(name)
+            return installed[name].load() if name in installed.names else _attribute(name)
         except (ImportError, AttributeError) as error:
             raise InputError(f"{kind} {name!r}: {error}") from None
     known = ", ".join(sorted({*builtin, *installed.names}))
     raise InputError(f"no {kind} {name!r}; there are {known}, or give one as module:attribute")
+
+
+def _not_importable(what: str, error: ImportError, extra: str) -> P3Error:
+    """A library that is missing, or one whose version is another than what p3select was made for."""
+    library = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and library and find_spec(library) is None:
+        return MissingLibraryError(what, library, extra)
+    said = " ".join(str(error).split())
+    return InputError(
+        f"{what}: {said}; it needs another version of {library or 'a library'}: pip install -U 'p3select[{extra}]'"
+    )
 
 
 def _attribute(target: str) -> Any:

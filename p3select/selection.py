@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from p3select import (
     fingerprints,
     index,
     kernel,
+    neighbors,
     paces,
     scores,
     selectors,
@@ -25,7 +27,7 @@ from p3select.distributed import ENGINES
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
-from p3select.selectors.dpp import choose
+from p3select.selectors.dpp import AFFORDABLE, METHODS, choose, local_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +36,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from p3select.limits import Limits
+
 # Rows on which diversity is measured: a log determinant costs their number cubed.
 DIVERSITY_ROWS = 2000
 # With Ray and no number given. The result depends on it, and not on the workers.
 PARTS = 8
 # What the metadata say of a selection that nobody asked for.
-RESULTS = ("eligible", "lam", "dependent", "shortfall", "tokens")
+RESULTS = ("eligible", "lam", "dependent", "selector_reason", "shortfall", "tokens")
+# What ``fresh`` leaves of a quality at least: a row put back whole is still told from others by its own.
+FRESH_FLOOR = 1e-6
+# With a budget in tokens: room for so many times the rows that plain quality takes, before more are asked for.
+SPARE = 1.1
 # Added to the diagonal there, so that an exact copy costs 13.8 nats rather than infinity.
 DIVERSITY_JITTER = 1e-6
 
@@ -50,6 +58,7 @@ def select(
     epoch: int,
     epochs: int,
     budget: int | str,
+    scores_of: int | None = None,
     pace: str = "linear:50:95",
     difficulty: str = "p3",
     quality: str = "harder",
@@ -59,6 +68,9 @@ def select(
     similarity: str = "gaussian",
     scale: float | None = None,
     whiten: bool = False,
+    cells: int | None = None,
+    probes: int | None = None,
+    neighbours: int | None = None,
     cost_weight: float = 1.0,
     at_most: int | None = None,
     per: str | None = None,
@@ -83,21 +95,28 @@ def select(
         epochs: T, the epochs of the whole training.
         budget: What to select: a count of rows, a share of the dataset's rows such as ``"20%"`` (rounded down), or
             completion tokens such as ``"2Mtok"``, ``"500ktok"``.
+        scores_of: Go by the scores of another epoch: 1 where rows are scored once, before the training. None for those
+            of ``epoch``.
         pace: The λ schedule; see :func:`p3select.pace`.
         difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
         quality_weight: The exponent of q: 0 for diversity alone, large for plain top-q.
         fresh: How much a row that earlier epochs picked is put back, from 0 (not at all) to 1 (it comes last): its q is
-            multiplied by (1 − fresh) for each of them, so that diversity holds across epochs too.
+            multiplied by (1 − fresh) for each of them, by ``FRESH_FLOOR`` at least, so that diversity holds across
+            epochs too.
         selector: ``auto`` (``dpp`` where it fits time and memory, else ``dpp-local``: see
             :func:`p3select.selectors.dpp.choose`), ``dpp``, ``dpp-local``, ``kdpp``, ``topk``, ``uniform``, another
             name (see :mod:`p3select.selectors`), or a function.
         similarity: S of the kernel: ``gaussian``, ``cauchy`` or ``linear``; see :mod:`p3select.kernel`.
         scale: h of S_ij = exp((cos_ij − 1) / h); None for the rule of :func:`p3select.kernel.scale`.
-        whiten: Take the common direction out of the embeddings first; see :func:`p3select.kernel.whitened`.
+        whiten: Take the common direction out of the embeddings first; see :func:`p3select.kernel.whitening`.
+        cells: For ``dpp-local``, asked for by name, like the next two: k-means cells. None for the rule of
+            :func:`p3select.selectors.dpp_local.dpp_local`, by the rows to choose from (of a part) and to pick.
+        probes: Nearest cells of a row in which its near picks are sought.
+        neighbours: Picks that a row is conditioned on, the nearest ones.
         cost_weight: With a budget in tokens: a selector sees q² / tokens^cost_weight in place of q², so that a step
-            takes the row with most gain for its tokens, of those that still fit (cost-benefit greedy; Lin & Bilmes,
-            NAACL 2010, with their r). 0 leaves length out of account but for what fits.
+            takes the row with the highest determinant ratio for its tokens^cost_weight, of those that still fit. The
+            rule is this package's own. 0 leaves length out of account but for what fits.
         at_most: So many rows at most for each value of the column ``per``, as for several completions of one prompt.
         per: A column of the data.
         share: ``COLUMN=VALUE:40%,VALUE:60%``: shares of the budget for values of a column; the rest is for all other
@@ -115,7 +134,8 @@ def select(
 
     Returns:
         The selection; where eligible rows and limits do not let the whole budget be used, it has what they let, and
-        ``metadata["shortfall"]`` says how many rows (or tokens, once there is no eligible row left) are missing.
+        ``metadata["shortfall"]`` says how many rows are missing; or how many tokens, where no row is left that the
+        other limits let in.
 
     Raises:
         InputError: Bad options, limits that no selection can keep, or scores or embeddings that are missing or do not
@@ -123,19 +143,22 @@ def select(
         MismatchError: The index of this epoch is there and was made otherwise.
     """
     run = run if isinstance(run, Run) else Run(run)
+    local = {"cells": cells, "probes": probes, "neighbours": neighbours}
+    local_alone(name_of(selector), local)
     function = _checked("dpp" if selector == "auto" else selector, quality, quality_weight, fresh, seed)
     parameters = inspect.signature(function).parameters
     percentile = paces.pace(epoch, epochs, pace)
     tokens = constraints.budget_tokens(budget)
     wanted = constraints.budget_rows(budget, int(run.info()["dataset"]["rows"])) if tokens is None else tokens
     kept, left_out = (constraints.listed(*given, run) for given in (("include", include), ("exclude", exclude)))
-    table = scores.read(run, epoch)
-    settings = scores.settings(run, epoch)
+    scored_in = epoch if scores_of is None else scores_of
+    table = scores.read(run, scored_in)
+    settings = scores.settings(run, scored_in)
 
-    scored = _scored(table, difficulty, run.scores(epoch))
+    scored = scored_rows(table, difficulty, run.scores(scored_in))
     scored = _without(scored, left_out)
     kept_places = _kept(table, scored, kept, left_out)
-    values = _difficulty(table, scored, difficulty)
+    values = difficulty_of(table, scored, difficulty)
     lam, mask = paces.eligible(values, percentile)
     within = int(np.count_nonzero(mask))
     mask[kept_places] = True
@@ -143,13 +166,14 @@ def select(
     keep = np.flatnonzero(np.isin(eligible, kept))
     q = kernel.quality(values_eligible, quality, quality_weight, difficulty)
     if fresh:
-        q *= (1.0 - fresh) ** _times_picked(run, epoch, int(run.info()["dataset"]["rows"]))[eligible]
+        times = _times_picked(run, epoch, int(run.info()["dataset"]["rows"]))[eligible]
+        q *= np.maximum((1.0 - fresh) ** times, FRESH_FLOOR)
 
-    vectors, h, vectors_fingerprint = _vectors(run, eligible, whiten, required="scale" in parameters)
+    vectors, white, h, vectors_fingerprint = _vectors(run, whiten, required="scale" in parameters)
+    of = _of(vectors, eligible, white)
     lengths = table.column("tokens").take(eligible).to_numpy().astype(np.int64)
     costs = None if tokens is None else lengths
-    k = min(wanted, len(eligible)) if costs is None else constraints.most_rows(costs, wanted, keep)
-    limits = constraints.limits(run, eligible, (wanted, costs), at_most, per, share)
+    limits = constraints.limits(run, eligible, (wanted, costs), at_most, per, share, keep)
     h, options = _options(
         name_of(selector),
         parameters,
@@ -157,13 +181,14 @@ def select(
         # A new draw each epoch from the one seed.
         {"seed": (seed, epoch), "keep": keep if keep.size else None, "limits": limits},
     )
+    weight = _cost_weight(selector, tokens, cost_weight)
+    seen = q if costs is None else q / costs ** (weight / 2)
+    k = _asked_for(seen, wanted, costs, options)
     reason = None
     if selector == "auto":
         assert vectors is not None  # the scale has asked for them
         count = parts or (PARTS if engine == "ray" else 1)
-        # The largest of what is selected from: a part, or the union of what the parts gave.
-        largest = max(-(-len(eligible) // count), min(len(eligible), count * k) if count > 1 else 0)
-        selector, reason = choose(largest, vectors.shape[1], k)
+        selector, reason = choose(_largest(len(eligible), k, count), vectors.shape[1], k)
         function = selectors.find(selector)
         if selector == "dpp-torch":
             del options["seed"]  # it draws nothing
@@ -173,11 +198,13 @@ def select(
         function,
         (selector, parts, engine),
         parameters,
-        {"run": run, "pool": eligible, "whiten": whiten, "workers": workers, "address": address},
+        {"run": run, "pool": eligible, "white": white, "workers": workers, "address": address},
     )
-    weight = _cost_weight(selector, tokens, cost_weight)
-    seen = q if costs is None else q / costs ** (weight / 2)
-    picked, gains = _picked(function, name_of(selector), (vectors, seen, k), options, limited=limits is not None)
+    local = _local(selector, local, len(eligible), k, parts)
+    options |= local
+    # Parts take theirs from the run folder.
+    x = of if of is None or parts else of(np.arange(len(eligible)))
+    picked, gains = _whole(partial(_picked, function, name_of(selector), x, seen), k, wanted, costs, options)
     if costs is not None:
         gains = gains * costs[picked] ** weight
     used = len(picked) if costs is None else int(costs[picked].sum())
@@ -199,10 +226,12 @@ def select(
             "pace": pace,
             "difficulty": difficulty,
             "selector": name_of(selector),
-            "policy": scores.policy(run, epoch),
+            "policy": scores.policy(run, scored_in),
+            **({} if scores_of is None else {"scores_of": scores_of}),
             "similarity": options.get("similarity"),
             "scale": options.get("scale"),
             "whiten": whiten,
+            **(local | {"cells_on": neighbors.device()} if local else {}),
             "quality": quality,
             "quality_weight": quality_weight,
             "fresh": fresh,
@@ -214,12 +243,14 @@ def select(
             "include": constraints.described(kept),
             "exclude": constraints.described(left_out),
             "parts": parts,
+            "selector_reason": _effort(selector, vectors, len(eligible), k, parts or 1),
             "seed": seed,
             "tokens": int(lengths[picked].sum()),
-            "shortfall": 0 if tokens and len(picked) < len(eligible) else wanted - used,
-            "dependent": int(np.count_nonzero(gains == 0)),
+            "shortfall": 0 if _ended_by_tokens(limits, costs, picked) else wanted - used,
+            # Of a row to keep without quality it cannot be told.
+            "dependent": int(np.count_nonzero((gains == 0) & ~((q[picked] == 0) & np.isin(picked, keep)))),
             "dataset_fingerprint": settings["dataset"],
-            "scores_fingerprint": scores.fingerprint(run, epoch),
+            "scores_fingerprint": scores.fingerprint(run, scored_in),
             "embeddings_fingerprint": vectors_fingerprint,
             "scores": settings,
             "numpy": np.__version__,
@@ -236,10 +267,10 @@ def select(
             "difficulty_eligible": float(values_eligible.mean()),
             "difficulty_selected": float(values_eligible[picked].mean()),
             "selector_reason": reason,
-            "accuracy": _accuracy(selector, vectors, q, picked, gains, options),
+            "accuracy": _accuracy(selector, of, q, picked, gains, options),
             "overlap_top": _overlap(picked, _top(q, len(picked))),
             "overlap_before": _overlap_before(run, epoch, eligible[picked]),
-            "diversity": None if vectors is None or h is None else _compared(vectors, q, picked, h, seed),
+            "diversity": None if of is None or h is None else _compared(of, q, picked, h, seed),
         },
     )
     _keep(selection, run.index(epoch), overwrite)
@@ -356,6 +387,84 @@ def _in_parts(
     return partial(partitioned, selector=selector, parts=parts, engine=engine, **given), parts
 
 
+def _local(
+    selector: str | Callable[..., Any], given: dict[str, int | None], n: int, k: int, parts: int | None
+) -> dict[str, int | None]:
+    """Cells, probes and neighbours for ``dpp-local``: where they are None, each part has its own by the rule."""
+    if selector != "dpp-local":
+        return {}
+    if parts is not None:
+        return given
+    from p3select.selectors.dpp_local import parameters  # compiled; most selections do without
+
+    return dict(zip(given, parameters(n, k, **given), strict=True))
+
+
+def _largest(n: int, k: int, parts: int) -> int:
+    """The most rows that are selected from at once: a part, or the union of what the parts gave."""
+    return max(-(-n // parts), min(n, parts * k) if parts > 1 else 0)
+
+
+def _effort(
+    selector: str | Callable[..., Any], vectors: NDArray[np.float32] | None, n: int, k: int, parts: int
+) -> str | None:
+    """What the exact greedy takes, by which ``auto`` chooses: the same on every machine, whoever chose."""
+    if selector not in METHODS or vectors is None:
+        return None
+    n, d = _largest(n, k, parts), vectors.shape[1]
+    work = n * k * (k + 2 * d) / AFFORDABLE
+    return f"exact takes at least {4 * n * k / 1e9:.1f} GB, and {work:.2g} times the work deemed bearable"
+
+
+def _asked_for(
+    seen: NDArray[np.float64], wanted: int, costs: NDArray[np.int64] | None, options: Mapping[str, Any]
+) -> int:
+    """How many rows a selector is asked for: as many as there can be; with a budget in tokens, as there are likely to.
+
+    Tokens have room for a multitude of the shortest rows, which memory and time need not be had for.
+    """
+    n, keep, limits = len(seen), options.get("keep"), options.get("limits")
+    if costs is None:
+        # What fits under one limit is as many rows in any order; under two the budget is filled (see _whole).
+        one = limits is not None and len(limits.room) == 1
+        return len(selectors.in_order(np.arange(n), min(wanted, n), keep, limits)) if one else min(wanted, n)
+    orders = np.argsort(-seen, kind="stable"), np.random.default_rng(0).permutation(n)
+    most = int(np.searchsorted(np.cumsum(np.sort(costs)), wanted, side="right"))
+    return min(most, math.ceil(SPARE * max(len(selectors.in_order(order, n, keep, limits)) for order in orders)))
+
+
+def _whole(
+    pick: Callable[[dict[str, Any], int], tuple[NDArray[np.int64], NDArray[np.float64]]],
+    k: int,
+    wanted: int,
+    costs: NDArray[np.int64] | None,
+    options: dict[str, Any],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What a selector picks, once more where that did not use up a budget that can be used up."""
+    picked, gains = pick(options, k)
+    limits = options.get("limits")
+    if limits is None:
+        return picked, gains
+    from p3select import limits as bounded  # compiled; most selections do without
+
+    if costs is None and len(picked) < k and len(limits.room) == 2:
+        limit, _ = bounded.crossed(limits, options.get("keep"), picked)
+        return pick({**options, "limits": limit}, k)
+    while costs is not None and len(picked) == k and bounded.beside(limits, picked).any():
+        k = min(len(costs), math.ceil(SPARE * k * wanted / costs[picked].sum()))
+        picked, gains = pick(options, k)
+    return picked, gains
+
+
+def _ended_by_tokens(limits: Limits | None, costs: NDArray[np.int64] | None, picked: NDArray[np.int64]) -> bool:
+    """Whether a row is left that all limits but the budget in tokens, the first one, let in."""
+    if limits is None or costs is None:
+        return False
+    from p3select import limits as bounded  # compiled; most selections do without
+
+    return bool(bounded.beside(limits, picked, since=1).any())
+
+
 def _cost_weight(selector: str | Callable[..., Any], tokens: int | None, weight: float) -> float:
     """The weight of tokens against gain."""
     if tokens is None or selector == "uniform":
@@ -371,20 +480,19 @@ def _cost_weight(selector: str | Callable[..., Any], tokens: int | None, weight:
 def _picked(
     function: Callable[..., Any],
     name: str,
-    given: tuple[Any, NDArray[np.float64], int],
+    x: NDArray[np.float32] | Callable[[NDArray[np.int64]], NDArray[np.float32]] | None,
+    q: NDArray[np.float64],
     options: dict[str, Any],
-    *,
-    limited: bool,
+    k: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """What a selector picks, found to be what it should be: a selector may be anybody's."""
-    _, q, k = given
-    result = function(*given, **options)
+    result = function(x, q, k, **options)
     try:
         picked, gains = (np.asarray(part) for part in result)
     except (TypeError, ValueError):
         raise InputError(f"selector {name!r}: gave {type(result).__name__}, not two arrays (rows, gains)") from None
     whole = picked.shape == gains.shape and picked.ndim == 1 and np.issubdtype(picked.dtype, np.integer)
-    enough = 1 <= len(picked) <= k if limited else len(picked) == k
+    enough = 1 <= len(picked) <= k if "limits" in options else len(picked) == k
     if not (whole and enough) or len(np.unique(picked)) < len(picked) or picked.min() < 0 or picked.max() >= len(q):
         raise InputError(
             f"selector {name!r}: gave rows of shape {picked.shape} and {picked.dtype}, gains of shape {gains.shape}, "
@@ -395,18 +503,19 @@ def _picked(
 
 def _accuracy(
     selector: str | Callable[..., Any],
-    vectors: NDArray[np.float32] | None,
+    of: Callable[[NDArray[np.int64]], NDArray[np.float32]] | None,
     q: NDArray[np.float64],
     picked: NDArray[np.int64],
     gains: NDArray[np.float64],
     options: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """How far the gains of ``dpp-local`` are from the true ones; None for others."""
-    if selector != "dpp-local" or vectors is None or not gains.any():
+    if selector != "dpp-local" or of is None or not gains.any():
         return None
     from p3select.selectors.dpp_local import accuracy
 
-    return accuracy(vectors, q, picked, gains, scale=options["scale"], similarity=options["similarity"])
+    own = {name: options[name] for name in ("scale", "similarity", "neighbours")}
+    return accuracy(of(picked), q[picked], np.arange(len(picked)), gains, **own)
 
 
 def _times_picked(run: Run, epoch: int, rows: int) -> NDArray[np.int64]:
@@ -438,8 +547,17 @@ def _checked(
     return function
 
 
-def _scored(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
-    """The rows (m,) that have a difficulty of a kind."""
+def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
+    """The rows (m,) of a table of scores that have a difficulty of a kind.
+
+    Args:
+        table: As of :func:`p3select.scores.read`.
+        kind: ``p3``, ``nll`` or ``ifd``.
+        folder: Where it was read, for messages.
+
+    Raises:
+        InputError: ``ifd``, and the rows were scored without it.
+    """
     valid = table.column("difficulty").is_valid().to_numpy()
     if kind == "ifd":
         if "alone_tokens" not in table.column_names:
@@ -449,7 +567,8 @@ def _scored(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
     return np.flatnonzero(valid)
 
 
-def _difficulty(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
+def difficulty_of(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
+    """The difficulties (m,) of such rows, from their actions; see :func:`p3select.difficulty`."""
     logprobs, counts = (
         table.column(name).take(scored).combine_chunks() for name in ("action_logprobs", "action_tokens")
     )
@@ -465,18 +584,27 @@ def _difficulty(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArra
 
 
 def _vectors(
-    run: Run, eligible: NDArray[np.int64], whiten: bool, *, required: bool
-) -> tuple[NDArray[np.float32] | None, float | None, str | None]:
-    """The eligible rows' embeddings, the scale by the data rule, and the fingerprint; None where there are none.
+    run: Run, whiten: bool, *, required: bool
+) -> tuple[NDArray[np.float32] | None, kernel.Whitening | None, float | None, str | None]:
+    """All rows' embeddings, memory-mapped, what whitens them, the scale by the data rule, and the fingerprint.
 
-    Scale and whitening are those of all rows, so that every epoch has the same kernel.
+    None where there are none. Scale and whitening are those of all rows, so that every epoch has the same kernel.
     """
     if not required and not run.embeddings.is_file():
-        return None, None, None
+        return None, None, None, None
     vectors, fingerprint = embeddings.read(run)
-    if whiten:
-        vectors = kernel.whitened(vectors)
-    return np.asarray(vectors[eligible]), kernel.scale(vectors), fingerprint
+    white = kernel.whitening(vectors) if whiten else None
+    some = kernel.taken(vectors, kernel.spaced(len(vectors), kernel.SCALE_ROWS), white)
+    return vectors, white, kernel.scale(some), fingerprint
+
+
+def _of(
+    vectors: NDArray[np.float32] | None, eligible: NDArray[np.int64], white: kernel.Whitening | None
+) -> Callable[[NDArray[np.int64]], NDArray[np.float32]] | None:
+    """What gives the embeddings of some of the eligible rows, so that no more than those are held."""
+    if vectors is None:
+        return None
+    return lambda places: kernel.taken(vectors, eligible[places], white)
 
 
 def name_of(selector: str | Callable[..., Any]) -> str:
@@ -505,14 +633,18 @@ def _overlap_before(run: Run, epoch: int, rows: NDArray[np.int64]) -> float | No
 
 
 def _compared(
-    vectors: NDArray[np.float32], q: NDArray[np.float64], picked: NDArray[np.int64], h: float, seed: int
+    of: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    q: NDArray[np.float64],
+    picked: NDArray[np.int64],
+    h: float,
+    seed: int,
 ) -> dict[str, dict[str, float]] | None:
     """The diversity of the selection beside a random draw and the top of quality, all of the same size."""
     if len(picked) < 2:
         return None
     drawn = np.random.default_rng(seed).choice(len(q), len(picked), replace=False)
     parts = {"selected": picked, "random": drawn, "top": _top(q, len(picked))}
-    return {name: diversity(vectors[rows], h, seed) for name, rows in parts.items()}
+    return {name: diversity(of(rows), h, seed) for name, rows in parts.items()}
 
 
 def _keep(selection: Selection, path: Path, overwrite: bool) -> None:

@@ -134,6 +134,109 @@ def validation(found: Mapping[str, Any]) -> None:
         out.print(table)
 
 
+def comparison(found: Mapping[str, Any]) -> None:
+    """What strategies select at an equal budget; and what was learned from it, where that was asked for."""
+    out = console()
+    for number, everything in enumerate(found["all"]):
+        ones = [one for one in found["selections"] if one["epoch"] == everything["epoch"]]
+        out.print(
+            f"epoch {everything['epoch']} of {found['epochs']}, budget {found['budget']}, of "
+            f"{everything['rows']:,} rows of {everything['length']:.1f} tokens and difficulty "
+            f"{everything['difficulty']:.4f} in the mean"
+        )
+        out.print(_selections(ones, found["seconds"][number]["strategies"]))
+        out.print(_diverse(ones))
+        out.print(_common([one["strategy"] for one in ones], found["jaccard"][number]["values"]))
+    for name, why in found["left_out"].items():
+        out.print(f"left out: {name}: {why}")
+    if "trained" in found:
+        _trainings(found["trained"])
+
+
+def _selections(ones: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> Table:
+    """How much strategies select, and of what."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("selected", no_wrap=True)
+    columns = [*ones[0]["shift"]]
+    for name in ("rows", "tokens", "per row", "difficulty", *(f"Δ {column}" for column in columns), "time"):
+        table.add_column(name, justify="right")
+    for one in ones:
+        table.add_row(
+            one["strategy"],
+            *(f"{one[name]:,}" for name in ("rows", "tokens")),
+            f"{one['length']:.1f}",
+            f"{one['difficulty']:.4f}",
+            *(f"{one['shift'][column]:.1%}" for column in columns),
+            f"{seconds[one['strategy']]:.1f} s",
+        )
+    return table
+
+
+def _diverse(ones: Sequence[Mapping[str, Any]]) -> Table:
+    """How diverse strategies' selections are."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("diversity", no_wrap=True)
+    for name in ("cells hit", "near-duplicates", "log det / row", "to the nearest"):
+        table.add_column(name, justify="right")
+    for one in ones:
+        table.add_row(
+            one["strategy"],
+            f"{one['cells']:.1%}",
+            f"{one['near_duplicates']:,}",
+            *(f"{one[name]:.4f}" if name in one else "" for name in ("log_det", "distance")),
+        )
+    return table
+
+
+def _common(names: Sequence[str], values: Sequence[Sequence[float]]) -> Table:
+    """Which selections have rows in common, in percent of the rows of both."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rows in common, %", no_wrap=True)
+    for number in range(1, len(names)):
+        table.add_column(str(number), justify="right")
+    for number, (name, row) in enumerate(zip(names, values, strict=True), start=1):
+        table.add_row(f"{number} {name}", *(f"{100 * value:.0f}" for value in row[: number - 1]))
+    return table
+
+
+def _trainings(trained: Mapping[str, Any]) -> None:
+    """What models learned by each strategy, and at what cost."""
+    title = f"trained for {trained['epochs']} epochs, seeds {', '.join(map(str, trained['seeds']))}: mean ± 95 %"
+    results = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    costs = Table(box=None, pad_edge=False)
+    first = trained["strategies"][0]["strategy"]
+    results.add_column("trained by", no_wrap=True)
+    for name in trained["before"]:
+        for column in (name, f"above {first}"):
+            results.add_column(column, justify="right", no_wrap=True)
+    costs.add_column("cost", no_wrap=True)
+    for name in ("rows", "tokens", "training", "tokens to score", "scoring"):
+        costs.add_column(name, justify="right")
+    for one in trained["strategies"]:
+        values = [
+            "" if part == "difference" and one["strategy"] == first else _with_spread(found)
+            for result in one["results"].values()
+            for part, found in (("value", result), ("difference", result["difference"]))
+        ]
+        results.add_row(one["strategy"], *values)
+        costs.add_row(
+            one["strategy"],
+            *(f"{one[name]:,.0f}" for name in ("rows", "tokens")),
+            progress.left(one["seconds_training"]),
+            "?" if one["tokens_scored"] is None else f"{one['tokens_scored']:,.0f}",
+            "?" if one["seconds_scoring"] is None else progress.left(one["seconds_scoring"]),
+        )
+    before = (text for value in trained["before"].values() for text in (f"{value:.4f}", ""))
+    results.add_row("nothing", *before, style="dim")
+    out = console()
+    out.print(results)
+    out.print(costs)
+
+
+def _with_spread(found: Mapping[str, Any]) -> str:
+    return f"{found['mean']:.4f}" + ("" if found["half"] is None else f" ± {found['half']:.4f}")
+
+
 def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
     """The diversity of a selection beside a random and a top-quality one of its size."""
     table = Table(title="diversity (higher is more diverse)", title_justify="left", box=None, pad_edge=False)

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 
 from p3select import embeddings, limits
+from p3select.errors import InputError
 from p3select.selectors.d2 import d2
 from p3select.selectors.deita import deita
 from p3select.selectors.facility import facility
+from p3select.selectors.ifd import ifd
 from p3select.selectors.kcenter import kcenter
+from p3select.selectors.longest import longest
+from p3select.selectors.middle import middle
+from p3select.selectors.rds import rds
 
 
 def draw(seed, n=60, d=6):
@@ -123,3 +128,70 @@ def test_nearest_rows_are_exact_below_the_bound_and_nearly_above(monkeypatch):
     found = embeddings.nearest(x, 6)[1]
     hit = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(found.tolist(), rows.tolist(), strict=True)])
     assert hit > 0.9
+
+
+def test_longest_is_by_tokens():
+    tokens = [5, 9, 2, 9, 7]
+    rows, gains = longest(None, np.ones(5), 4, lengths=tokens)
+    assert rows.tolist() == [1, 3, 4, 0]
+    assert gains.tolist() == [9, 9, 7, 5]
+    rows, _ = longest(None, np.ones(5), 4, lengths=tokens, keep=[2], limits=limits.budget(tokens, 14))
+    assert rows.tolist() == [2, 1]
+    with pytest.raises(InputError, match=r"lengths of shape \(4,\), but 5 rows"):
+        longest(None, np.ones(5), 2, lengths=tokens[:4])
+
+
+@pytest.mark.parametrize(("n", "expected"), [(5, [2, 1, 3, 0, 4]), (6, [2, 3, 1, 4, 0, 5]), (1, [0])])
+def test_middle_goes_outwards_from_the_median(n, expected):
+    rng = np.random.default_rng(n)
+    q = np.linspace(0.1, 0.9, n)
+    rows, gains = middle(None, q, n)
+    assert rows.tolist() == expected
+    assert gains[-1] == (0.0 if n > 1 else 1.0)
+    mixed = rng.permutation(n)
+    other, _ = middle(None, q[mixed], n)
+    assert mixed[other].tolist() == expected
+    k = max(1, n - 2)
+    assert sorted(middle(None, q, k)[0]) == sorted(expected[:k])
+
+
+def test_middle_keeps_to_limits():
+    rows, _ = middle(None, np.linspace(0.1, 0.9, 9), 5, keep=[8], limits=limits.at_most(2, np.arange(9) % 3))
+    assert rows.tolist() == [8, 4, 3, 5, 6]
+
+
+def test_ifd_takes_the_highest_below_one():
+    difficulty = np.array([0.4, 1.5, 0.9, 1.0, 0.7, 1.2])
+    rows, gains = ifd(None, difficulty / (1 + difficulty), 6)
+    assert rows.tolist() == [2, 4, 0, 3, 5, 1]
+    np.testing.assert_allclose(gains, [(0.9 / 1.9) ** 2, (0.7 / 1.7) ** 2, (0.4 / 1.4) ** 2, 0, 0, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rds_lets_each_query_take_its_nearest_in_turn(seed):
+    x, q = draw(seed)
+    queries, _ = draw(100 + seed, n=7)
+    rows, gains = rds(x, q, 30, queries=queries)
+    cosines, left, picked, values = queries @ x.T, set(range(60)), [], []
+    while len(picked) < 30:
+        turn = len(picked) % 7
+        row = max(sorted(left), key=lambda i: cosines[turn, i])
+        left.remove(row)
+        picked.append(row)
+        values.append((1 + cosines[turn, row]) / 2)
+    assert rows.tolist() == picked
+    np.testing.assert_allclose(gains, np.minimum.accumulate(values), rtol=1e-5)
+    assert rds(x, q, 10, queries=queries)[0].tolist() == picked[:10]
+
+
+def test_rds_keeps_to_limits_and_refuses_other_queries():
+    x, q = draw(1)
+    group = np.arange(60) % 5
+    rows, gains = rds(x, q, 12, queries=x[:3], keep=[7, 9], limits=limits.at_most(2, group))
+    assert rows[:2].tolist() == [7, 9]
+    assert rows[2:5].tolist() == [0, 1, 2]
+    assert len(rows) == len(gains) == 10
+    assert np.bincount(group[rows]).max() == 2
+    for queries in (x[:0], x[:3, :4] / np.linalg.norm(x[:3, :4], axis=1, keepdims=True)):
+        with pytest.raises(InputError, match="queries of shape"):
+            rds(x, q, 5, queries=queries)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import cli, constraints, index
+from p3select import cli, constraints, index, selection
 from p3select.errors import InputError, MismatchError
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -39,6 +39,136 @@ def select(run, budget, **options):
 
 def tokens(run):
     return pl.read_parquet(run.scores(1) / "*.parquet").sort("row")["tokens"].to_numpy()
+
+
+def crossed(folder, smollm2, groups):
+    """A run of rows of (source, prompt), scored at random."""
+    from transformers import AutoTokenizer
+
+    sources, prompts = zip(*groups, strict=True)
+    completions = [f"{i * 37 % 101} and {i}" for i in range(len(groups))]
+    pl.DataFrame(
+        {
+            "source": sources,
+            "prompt": prompts,
+            "completion": completions,
+            "id": [f"row {i // 2}" for i in range(len(groups))],
+        }
+    ).write_parquet(folder / "rows.parquet")
+    run = p3select.Run(folder / "run")
+    p3select.score(folder / "rows.parquet", run, scorer=FakeScorer(AutoTokenizer.from_pretrained(smollm2)))
+    p3select.embed(folder / "rows.parquet", run, FakeEncoder())
+    return run
+
+
+def test_shares_that_another_limit_does_not_let_in_are_refused_with_the_numbers(tmp_path, smollm2):
+    run = crossed(
+        tmp_path, smollm2, [("math", f"m{i}") for i in range(30)] + [("code", f"c{i % 3}") for i in range(30)]
+    )
+    options = {"share": "source=math:50%,code:50%", "at_most": 1, "per": "prompt"}
+    with pytest.raises(InputError, match="share code: 10 of 20 rows, and at most 1 per 'prompt' lets in 3 of the rows"):
+        select(run, 20, **options)
+    assert len(select(run, 6, **options)) == 6
+    with pytest.raises(InputError, match="share code: 3 of 6 rows, and at most 1 per 'prompt' lets in 2"):
+        select(run, 6, exclude=[30 + i for i in range(30) if i % 3 == 2], **options)
+
+
+@pytest.mark.parametrize("selector", ["dpp", "dpp-local", "topk", "uniform"])
+def test_two_limits_that_bar_each_other_are_filled_all_the_same(tmp_path, smollm2, monkeypatch, selector):
+    # Of 40 prompts 30 have a row of code, and 20 are to be taken: what math takes of these, code cannot have.
+    groups = [("code" if i < 30 else "math", f"p{i % 40}") for i in range(200)]
+    run = crossed(tmp_path, smollm2, groups)
+    kept, counts, picked = [0, 35, 41], [], selection._picked
+
+    def spy(*given):
+        rows, gains = picked(*given)
+        counts.append(len(rows))
+        return rows, gains
+
+    monkeypatch.setattr(selection, "_picked", spy)
+    for parts in (None, 2) if selector == "dpp" else (None,):
+        limits = {"share": "source=math:50%,code:50%", "at_most": 1, "per": "prompt"}
+        chosen = select(run, 40, selector=selector, include=kept, parts=parts, **limits)
+        assert counts.pop() == 40 > counts.pop()
+        source, prompt = zip(*(groups[row] for row in chosen.rows), strict=True)
+        assert len(set(prompt)) == len(chosen) == 40
+        assert source.count("code") == 20
+        assert set(kept) <= set(chosen.rows.tolist())
+        assert chosen.metadata["shortfall"] == 0
+
+
+def test_what_limits_leave_unused_of_a_budget_in_tokens_is_a_shortfall(made):
+    run, _ = made
+    chosen = select(run, "8ktok", at_most=1, per="source")  # math, code and null
+    assert len(chosen) == 3
+    assert chosen.metadata["shortfall"] == 8_000 - chosen.metadata["tokens"] > 0
+    # Where a row is left that only the budget bars, it is used up.
+    chosen = select(run, "400tok", at_most=1, per="prompt")
+    assert chosen.metadata["tokens"] < 400
+    assert chosen.metadata["shortfall"] == 0
+
+
+def test_shares_in_tokens_that_no_row_fits_are_refused_with_the_numbers(made):
+    run, _ = made
+    least = int(tokens(run).min())
+    with pytest.raises(
+        InputError, match=f"no row fits .math: {least - 1}, its shortest row .*; code: {least - 1}, its"
+    ):
+        select(run, f"{2 * least - 2}tok", share="source=math:50%,code:50%")
+
+
+def test_a_refusal_names_the_row_of_the_dataset_and_its_value(made):
+    run, frame = made
+    rows = [110, 112, 116, 118]
+    codes = [row for row in range(100, 120) if frame["source"][row] == "code"]
+    for budget, unit in ((20, "rows"), ("2ktok", "tokens")):
+        with pytest.raises(
+            InputError, match=f"include: row {codes[0]}, 'code' in column 'source', and its like .* {unit}"
+        ):
+            select(run, budget, pace="constant:50", include=[*rows, *codes], share="source=code:5%")
+    with pytest.raises(InputError, match="row 118, 'Question 59' in column 'prompt'"):
+        select(run, 20, pace="constant:50", include=[110, 118, 119], at_most=1, per="prompt")
+
+
+def test_all_rows_of_an_id_are_meant(tmp_path, smollm2):
+    run = crossed(tmp_path, smollm2, [("math", f"p{i}") for i in range(12)])  # ids of two rows each
+    (tmp_path / "ids.jsonl").write_text('{"id": "row 2"}\n{"id": "row 0"}\n')
+    assert not {0, 1, 4, 5} & set(select(run, 8, exclude=tmp_path / "ids.jsonl").rows.tolist())
+    assert set(select(run, 6, include=tmp_path / "ids.jsonl").rows[:4].tolist()) == {0, 1, 4, 5}
+    for text in ('{"id": "row 2"}\n{"id": "row 6"}\n', '{"id": "row 2"}\n{"id": null}\n'):
+        (tmp_path / "ids.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"ids.jsonl, row 1: id (row 6|None) is none of the dataset's"):
+            select(run, 8, include=tmp_path / "ids.jsonl")
+
+
+@pytest.mark.parametrize("selector", ["dpp", "topk", "uniform"])
+def test_a_budget_in_tokens_asks_for_the_rows_that_are_likely_and_is_used_up_all_the_same(made, monkeypatch, selector):
+    run, _ = made
+    asked, picked = [], selection._picked
+
+    def spy(*given):
+        asked.append(given[-1])
+        return picked(*given)
+
+    monkeypatch.setattr(selection, "_picked", spy)
+    options = {"selector": selector} | ({} if selector == "uniform" else {"cost_weight": 0.0})
+    chosen = select(run, "3ktok", **options)
+    # Fewer than there would be of the shortest.
+    assert len(chosen) <= asked[0] < np.searchsorted(np.cumsum(np.sort(tokens(run))), 3_000)
+    assert len(asked) == 1
+    monkeypatch.setattr(selection, "_asked_for", lambda *given: 5)
+    again = select(run, "3ktok", **options)
+    assert len(asked) > 2
+    assert again.rows.tolist() == chosen.rows.tolist()
+
+
+def test_rows_that_a_limit_cannot_let_in_are_not_asked_for(made, monkeypatch):
+    run, _ = made
+    asked = []
+    monkeypatch.setattr(selection, "choose", lambda n, d, k: asked.append(k) or ("dpp", "because"))
+    chosen = select(run, 60, at_most=1, per="prompt", pace="constant:40")
+    assert asked == [len(chosen)]
+    assert chosen.metadata["shortfall"] == 60 - len(chosen) > 0
 
 
 @pytest.mark.parametrize("selector", ["dpp", "dpp-local", "topk", "uniform"])
@@ -182,7 +312,12 @@ def test_similarity_and_whitening_change_the_kernel_and_are_recorded(made):
         ({"budget": 60, "share": "source=math:20%,code:80%"}, "share code: 0.8 of 60 rows is 48, .* have 24"),
         ({"include": [120]}, "include: row 120 is not there"),
         ({"include": [5], "exclude": [5]}, "row 5 is both"),
-        ({"include": [0, 1], "at_most": 1, "per": "prompt"}, "take 1 more than their limit allows"),
+        (
+            {"include": [2, 6, 7], "at_most": 1, "per": "prompt"},
+            "include: row 6, 'Question 3' in column 'prompt', and its like take 2 rows; at most 1 of a value lets in 1",
+        ),
+        ({"include": [1.7]}, "include: 1.7 is no row number"),
+        ({"exclude": [True]}, "exclude: True is no row number"),
         ({"budget": 2, "include": [0, 2, 4]}, "3 rows to keep"),
         ({"budget": "100tok", "include": [0, 2, 4]}, "budget of 100 tokens: the 3 rows to keep have"),
         ({"exclude": list(range(ROWS))}, "no row with a score is left"),

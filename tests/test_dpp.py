@@ -415,7 +415,7 @@ def test_picks_are_those_of_the_plain_greedy(seed, kind, n, d, h, share, slots, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algorithm, "UNFILTERED", 24)
         patch.setattr(algorithm, "FINALISTS", 8)
-        patch.setattr(algorithm, "FINALIST_BYTES", 8 * k * slots)
+        patch.setattr(algorithm, "FINALIST_BYTES", 8 * (k + d) * slots)
         patch.setattr(algorithm, "REFRESHED", 16)
         patch.setattr(algorithm, "BLOCK", 8)
         assert_the_plain_greedy(x.astype(dtype), q, k, h)
@@ -453,24 +453,99 @@ def test_picks_of_real_embeddings_are_those_of_the_plain_greedy(minilm, shared_d
         assert_the_plain_greedy(x, q, 300, h)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of resident memory")
-def test_memory_is_within_what_is_stated():
-    measured = """
-import re
+MEASURED = """
+import re, sys
+from importlib import import_module
 import numpy as np
-from p3select.selectors.dpp import dpp
-x = np.random.default_rng(19).standard_normal((20_000, 64), dtype=np.float32)
-x /= np.linalg.norm(x, axis=1, keepdims=True)
-dpp(x[:3_000], np.ones(3_000), 20)
+name, n, d, k = sys.argv[1], *map(int, sys.argv[2:5])
+options = eval(sys.argv[5])
+module, function = name.split(":")
+select = getattr(import_module("p3select.selectors." + module), function)
+x = np.random.default_rng(19).standard_normal((n, d), dtype=np.float32)
+for first in range(0, n, 1_000):
+    x[first : first + 1_000] /= np.linalg.norm(x[first : first + 1_000], axis=1, keepdims=True)
+q = np.ones(n)
+select(x[:500], q[:500], min(k, d, 20), **options)
 status = lambda name: 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 before = status("VmRSS")
-dpp(x, np.ones(20_000), 1_000, scale=1.0)
+select(x, q, k, **options)
 print(status("VmHWM") - before)
 """
-    taken = int(subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True).stdout)
-    assert 4 * 20_000 * 64 < taken < needed_bytes(20_000, 64, 1_000)
+
+
+def peak(name, n, d, k, **options):
+    """Bytes that a selector takes at most beside n rows of d numbers, as the system counts them."""
+    command = [sys.executable, "-c", MEASURED, name, *map(str, (n, d, k)), repr(options)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of resident memory")
+@pytest.mark.parametrize(("n", "d", "k"), [(20_000, 64, 1_000), (500_000, 4, 5)])
+def test_memory_is_within_what_is_stated(n, d, k):
+    assert 4 * n * d < peak("dpp:dpp", n, d, k, scale=1.0) < needed_bytes(n, d, k)
+
+
+def test_few_picks_of_many_rows_are_not_said_to_need_much():
+    """The embeddings once more, the columns, and a quarter of a GiB for finalists."""
+    for k in (10, 100):
+        assert needed_bytes(1_000_000, 384, k) < 4e6 * (384 + k) + 0.45e9
+
+
+def test_memory_left_is_the_least_of_what_machine_and_control_groups_allow(tmp_path):
+    def write(path, text):
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def group(path, limit, used, files, names=("memory.max", "memory.current", "inactive_file")):
+        for name, text in zip((*names[:2], "memory.stat"), (limit, used, f"anon 1\n{names[2]} {files}"), strict=True):
+            write(f"sys/fs/cgroup/{path}/{name}", f"{text}\n")
+
+    write("proc/meminfo", "MemTotal:       2000 kB\nMemAvailable:   1000 kB\nHugePages_Total:       0\n")
+    assert algorithm._memory(tmp_path) == 1_024_000
+    write("proc/self/cgroup", "0::/user/job\n")
+    group("user/job", "max", 50_000, 0)
+    assert algorithm._memory(tmp_path) == 1_024_000
+    group("user/job", 900_000, 400_000, 100_000)  # of which 100,000 hold files and are given up
+    assert algorithm._memory(tmp_path) == 600_000
+    group("user", 700_000, 300_000, 0)  # the one above has less
+    assert algorithm._memory(tmp_path) == 400_000
+    group("user", 700_000, 800_000, 0)
+    assert algorithm._memory(tmp_path) == 0
+    # A container's own group is at the top, whatever path it has outside.
+    write("proc/self/cgroup", "5:cpu,cpuacct:/docker/a\n4:memory:/docker/a\n")
+    group("memory", 800_000, 500_000, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    assert algorithm._memory(tmp_path) == 300_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
+def test_memory_left_is_within_the_limit_of_the_process():
+    code = (
+        "import resource; from p3select.selectors.dpp import _memory;"
+        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + 2**27, taken + 2**27)); print(_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**26 < int(done.stdout) <= 2**27
+
+
+@pytest.mark.parametrize("method", ["auto", "dpp"])
+def test_options_of_dpp_local_are_for_dpp_local(method):
+    x, q = draw(20, 60, 12)
+    options = {"cells": 3, "probes": 2, "neighbours": 4}
+    for name, value in options.items():
+        with pytest.raises(
+            InputError, match=f"{name} {value}: is for dpp-local, asked for by name; not for '{method}'"
+        ):
+            dpp(x, q, 20, method=method, **{name: value})
+    from p3select.selectors.dpp_local import dpp_local
+
+    given = dpp(x, q, 20, method="dpp-local", **options)
+    np.testing.assert_array_equal(given[0], dpp_local(x, q, 20, **options)[0])
+    np.testing.assert_array_equal(given[1], dpp_local(x, q, 20, **options)[1])
+    assert (given[1] != dpp(x, q, 20, method="dpp-local")[1]).any()
 
 
 def test_paper_defect_13_n_by_n_is_never_formed():

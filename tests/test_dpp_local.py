@@ -11,6 +11,7 @@ from p3select import kernel, neighbors
 from p3select.errors import InputError
 from p3select.selectors.dpp import dpp
 from p3select.selectors.dpp_local import accuracy, dpp_local, needed_bytes, parameters
+from tests.test_dpp import peak
 
 
 def unit(x):
@@ -163,6 +164,24 @@ def test_accuracy_is_exact_for_few_picks_and_close_for_many(monkeypatch):
     assert drawn["claimed"] - drawn["log_gain"] == pytest.approx(over, abs=4 * drawn["error"] + 0.1 * over)
 
 
+def test_accuracy_of_drawn_picks_is_near_the_exact_one_and_knows_more_than_the_selection():
+    x, q = clusters(8, 4_000, 60)
+    h = kernel.scale(x)
+    rows, gains = dpp_local(x, q, 1_500, scale=h)
+    told = accuracy(x, q, rows, gains, scale=h, seed=1)
+    assert (told["exact"], told["picks"]) == (False, 64)
+    y = unit(x[rows].astype(np.float64))
+    s = np.exp((np.minimum(y @ y.T, 1) - 1) / h)
+    true = 2 * np.log(np.linalg.cholesky(s + 1e-10 * np.eye(1_500)).diagonal() * q[rows])
+    drawn = np.sort(np.random.default_rng(1).choice(1_500, 64, replace=False))
+    assert told["claimed"] == pytest.approx(np.log(gains[drawn]).mean())
+    over = told["claimed"] - true[drawn].mean()
+    # More than the truth, since not all earlier picks are known: most of what the selection claims too much is told.
+    assert 0 <= told["log_gain"] - true[drawn].mean() < 0.3 * over
+    # A selection that looked at more is judged by more still: here by all.
+    assert accuracy(x, q, rows, gains, scale=h, neighbours=200)["exact"]
+
+
 def test_parameters_follow_n_and_k_and_can_be_given():
     assert parameters(40, 30) == (1, 1, 24)
     assert parameters(100_000, 10_000) == (250, 8, 48)
@@ -190,6 +209,31 @@ def test_bad_options_are_refused(changed, message):
         dpp_local(**({"embeddings": np.eye(8), "quality": np.ones(8), "k": 3} | changed))
 
 
+def test_linear_is_for_as_many_rows_as_dimensions():
+    x, q = clusters(9, 200, 200, d=12)
+    assert (dpp_local(x, q, 12, similarity="linear", neighbours=12)[1] > 0).all()
+    with pytest.raises(
+        InputError, match=r"k = 13: similarity 'linear' of 12 dimensions tells 12 rows apart, .* choose similarity gaus"
+    ):
+        dpp_local(x, q, 13, similarity="linear")
+
+
 def test_memory_is_stated_and_stays_below_the_embeddings():
     cells, probes, neighbours = parameters(1_000_000, 10_000)
     assert needed_bytes(1_000_000, 384, 10_000, cells, probes, neighbours) < 4 * 384 * 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of resident memory")
+@pytest.mark.parametrize(
+    ("n", "d", "k", "options"),
+    [
+        (100_000, 16, 500, {}),
+        (200_000, 4, 20, {"neighbours": 1, "cells": 1, "probes": 1}),
+        (4_000, 16, 1_500, {"neighbours": 800, "cells": 40, "probes": 1}),  # the seats outgrow their room
+        (20_000, 64, 400, {"cells": 400, "probes": 2, "neighbours": 2}),  # k-means takes most
+    ],
+)
+def test_memory_is_within_what_is_stated(n, d, k, options):
+    stated = needed_bytes(n, d, k, *parameters(n, k, **options))
+    assert peak("dpp_local:dpp_local", n, d, k, scale=1.0, **options) < stated

@@ -94,6 +94,9 @@ def test_vectors_made_before(tmp_path, gsm8k):
     one, other = p3select.Run(tmp_path / "one"), p3select.Run(tmp_path / "other")
     assert p3select.embed(gsm8k, one, vectors=tmp_path / "v.npy")["dimension"] == 8
     p3select.embed(gsm8k, other, vectors=f"{tmp_path}/v.parquet:vec")
+    for name in ("v.pq", "V.PARQUET", "a:b.parquet"):
+        (tmp_path / name).write_bytes((tmp_path / "v.parquet").read_bytes())
+        p3select.embed(gsm8k, tmp_path / f"run of {name[0]}", vectors=f"{tmp_path / name}:vec")
     np.testing.assert_allclose(np.load(one.embeddings), vectors / np.linalg.norm(vectors, axis=1)[:, None], rtol=1e-6)
     np.testing.assert_allclose(np.load(one.embeddings), np.load(other.embeddings), rtol=1e-6)
 
@@ -107,14 +110,22 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, gsm8k):
     np.save(tmp_path / "few.npy", good[:10])
     np.save(tmp_path / "flat.npy", good.ravel())
     np.save(tmp_path / "zero.npy", bad)
+    np.savez(tmp_path / "archive.npz", good)
+    np.save(tmp_path / "objects.npy", good.astype(object))
     (tmp_path / "text.npy").write_text("no")
-    pl.DataFrame({"vec": ragged}).write_parquet(tmp_path / "v.parquet")
+    for name in ("v.parquet", "v.pq"):
+        pl.DataFrame({"vec": ragged}).write_parquet(tmp_path / name)
     for name, message in (
         ("few.npy", "10 rows, and the dataset has 200"),
         ("flat.npy", "shape"),
         ("zero.npy", "row 130"),
         ("text.npy", "not readable"),
+        ("archive.npz", "archive.npz': not readable as .npy: .*; give an array of floats"),
+        ("objects.npy", "not readable as .npy: .*; give an array of floats"),
         ("gone.npy", "no such file"),
+        ("v.parquet", "name its column too; give FILE.npy or FILE.parquet:COLUMN"),
+        ("v.pq", "name its column too"),
+        ("few.npy:vec", "no Parquet file, and only those have columns"),
         ("v.parquet:vec", "row 7"),
         ("v.parquet:other", "'other'"),
     ):
@@ -122,6 +133,10 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, gsm8k):
             p3select.embed(gsm8k, tmp_path / "run", vectors=tmp_path / name)
     with pytest.raises(InputError, match="one of the two"):
         p3select.embed(gsm8k, tmp_path / "run")
+    for options in ({"text": "completion"}, {"engine": "ray"}):
+        message = f"{next(iter(options.values()))}': is for an encoder; vectors made before are taken as they are"
+        with pytest.raises(InputError, match=message):
+            p3select.embed(gsm8k, tmp_path / "run", vectors=tmp_path / "few.npy", **options)
 
 
 def test_near_duplicates_are_counted(tmp_path, gsm8k, monkeypatch):
@@ -141,3 +156,14 @@ def test_near_duplicates_are_counted(tmp_path, gsm8k, monkeypatch):
     found = embeddings.twins(x, 0.98)
     assert not (found & ~wanted).any()
     assert found.sum() > 0.97 * wanted.sum()
+
+
+def test_the_search_for_near_duplicates_says_how_far_it_is(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(700, 16)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    whole = embeddings.nearest(x, 3)
+    monkeypatch.setattr(embeddings, "SEARCHED_ROWS", 300)
+    told = []
+    embeddings.twins(x, advance=lambda *done: told.append(done))
+    assert told == [(300, 0), (300, 0), (100, 0)]
+    np.testing.assert_array_equal(embeddings.nearest(x, 3)[1], whole[1])

@@ -28,10 +28,10 @@ def run_example(smollm2, minilm, tmp_path):
         (tmp_path / "models" / path.name).symlink_to(path.resolve())
     (tmp_path / "examples" / "gsm8k.parquet").symlink_to(ROOT / "examples" / "gsm8k.parquet")
 
-    def run(name):
-        script = tmp_path / "examples" / name
-        script.write_bytes((ROOT / "examples" / name).read_bytes())
-        call = [sys.executable, str(script)]
+    def run(name, *others):
+        for one in (name, *others):
+            (tmp_path / "examples" / one).write_bytes((ROOT / "examples" / one).read_bytes())
+        call = [sys.executable, str(tmp_path / "examples" / name)]
         done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -48,6 +48,24 @@ def test_attach_to_a_trl_trainer(run_example, tmp_path):
         assert len(rows) == 6
         part = said.partition(f"Epoch {epoch}:")[2].partition("Epoch")[0]
         assert [int(line.split()[1]) for line in part.splitlines() if line.startswith("  row")] == rows
+
+
+@pytest.mark.slow
+def test_a_plain_pytorch_script(run_example, tmp_path):
+    run_example("loop_pytorch.py", "train_pytorch.py")
+    run = p3select.Run(tmp_path / "runs" / "loop-pytorch" / "run")
+    prompts = pl.read_parquet(ROOT / "examples" / "gsm8k.parquet")["prompt"]
+    for epoch in (1, 2):
+        rows = pl.read_parquet(run.index(epoch))["row"].to_list()
+        given = pl.read_ndjson(run.path / "loop" / f"epoch-00{epoch}" / "train.jsonl")
+        assert given["prompt"].to_list() == prompts[rows].to_list()
+        assert len(rows) == 6
+    # What the first epoch trained is less difficult in the second.
+    first = pl.read_parquet(run.index(1))["row"].to_list()
+    before, after = (
+        pl.read_parquet(run.scores(epoch) / "*.parquet").sort("row")["difficulty"][first].mean() for epoch in (1, 2)
+    )
+    assert after < before
 
 
 @pytest.mark.slow

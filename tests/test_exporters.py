@@ -1,12 +1,17 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import p3select
+from p3select import dataset
 from p3select.errors import InputError, MismatchError
+from p3select.exporters import BUILTIN
+from p3select.index import Selection, write
 from tests.fakes import FakeScorer
 
 
@@ -19,6 +24,16 @@ def run(tmp_path, gsm8k, smollm2):
     run = p3select.Run(tmp_path / "run")
     p3select.score(data, run, scorer=FakeScorer(AutoTokenizer.from_pretrained(smollm2)))
     p3select.select(run, epoch=1, epochs=2, budget=10, selector="uniform")
+    return run
+
+
+def chosen(path, data, rows):
+    """A run folder with these rows as the index of its first epoch."""
+    run, whole = p3select.Run(path), dataset.load(data)
+    run.bind(whole)
+    ones = np.ones(len(rows))
+    about = {"dataset_fingerprint": whole.fingerprint}
+    write(Selection(np.array(rows, np.int64), None, ones, ones, ones, about, {}), run.index(1))
     return run
 
 
@@ -132,3 +147,49 @@ def test_conversations_survive(tmp_path, smollm2):
     p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "a.jsonl")
     lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [rows[row] for row in chosen.rows]
+
+
+def test_lines_of_json_stay_as_they_are(tmp_path):
+    first = [
+        '{"prompt": "a", "completion": "b", "meta": {"a": 1}, "n": 1}',
+        '{"n": 2.5,  "meta":{"b":2}, "completion": "\\u00e9 \\ud83d\\ude00", "prompt": "é 😀", "extra": null}',
+    ]
+    second = ['{"completion": "d", "prompt": "c"} ', '{"prompt": "1e3", "completion": "\\/", "n": 1e3, "big": 1.0}']
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(first).encode() + b"\r\n")
+    (tmp_path / "b.ndjson").write_bytes("\n".join(second).encode())
+    order = [3, 0, 2, 1]
+    run = chosen(tmp_path / "run", [tmp_path / "a.jsonl", tmp_path / "b.ndjson"], order)
+    p3select.export(run, epoch=1, to="jsonl", out=tmp_path / "out.jsonl")
+    lines = [*first, *second]
+    assert (tmp_path / "out.jsonl").read_bytes() == "".join(lines[row] + "\n" for row in order).encode()
+    # A table has one type for a column.
+    p3select.export(run, epoch=1, to="parquet", out=tmp_path / "out.parquet")
+    assert pl.read_parquet(tmp_path / "out.parquet")["n"].to_list() == [1000.0, 1.0, None, 2.5]
+
+
+@pytest.mark.parametrize("source", ["parquet", "jsonl"])
+@pytest.mark.parametrize("to", BUILTIN)
+def test_memory_does_not_grow_with_the_selection(to, source, tmp_path, monkeypatch):
+    # What is gathered at a time, at a size for tests.
+    monkeypatch.setattr(dataset, "_HASHED_ROWS", 256)
+    monkeypatch.setattr(dataset, "_BATCH_ROWS", 64)
+    monkeypatch.setattr(dataset, "_PASS_BYTES", 2**18)
+    count, length = 4000, 1000
+    text = np.random.default_rng(0).bytes(count * length // 2).hex()
+    table = pl.DataFrame({"prompt": [text[n * length : (n + 1) * length] for n in range(count)], "completion": "."})
+    path = tmp_path / f"rows.{source}"
+    if source == "parquet":
+        table.write_parquet(path, row_group_size=256)
+    else:
+        table.write_ndjson(path)
+    run = chosen(tmp_path / "run", path, np.random.default_rng(1).permutation(count))
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        p3select.export(run, epoch=1, to=to, out=tmp_path / "out")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(usual)
+    assert peak + pool.max_memory() < count * length / 2

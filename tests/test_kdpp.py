@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from scipy import stats
 
 from p3select import kernel
 from p3select.errors import InputError
-from p3select.selectors.kdpp import kdpp, log_symmetric
+from p3select.selectors.kdpp import kdpp, log_symmetric, needed_bytes
+from tests.test_dpp import peak
 
 
 def draw(seed, n, d):
@@ -140,3 +142,13 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_tried():
     x = np.broadcast_to(np.float32([1, 0]), (1_000_000, 2))
     with pytest.raises(InputError, match=r"k = 10 from 1000000 rows needs 32000\.\d GB, .* choose similarity linear"):
         kdpp(x, np.ones(1_000_000), 10, scale=1.0)
+    with pytest.raises(InputError, match=r"k = 500000 from 1000000 rows needs 8000\.\d GB, .* choose selector dpp"):
+        kdpp(x, np.ones(1_000_000), 500_000, similarity="linear")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system for the peak of resident memory")
+@pytest.mark.parametrize(("n", "d", "k", "similarity"), [(60_000, 64, 50, "linear"), (1_200, 8, 100, "gaussian")])
+def test_memory_is_near_what_is_stated(n, d, k, similarity):
+    taken = peak("kdpp:kdpp", n, d, k, similarity=similarity)
+    assert 0.6 * needed_bytes(n, d, k, similarity) < taken < needed_bytes(n, d, k, similarity) + 4e6

@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -182,7 +185,8 @@ def test_whitening_removes_the_common_direction_and_keeps_rows_apart():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2_000, 12)) * np.linspace(0.1, 1.0, 12) + 3.0  # a cone, stretched
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    white = kernel.whitened(x)
+    by = kernel.whitening(x)
+    white = kernel.taken(x, np.arange(len(x)), by)
     assert white.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(white, axis=1), 1.0, atol=1e-6)
     cosines = (white @ white.T)[np.triu_indices(len(x), 1)]
@@ -196,14 +200,45 @@ def test_whitening_removes_the_common_direction_and_keeps_rows_apart():
     y = (y - y.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(y.T, bias=True))).T
     y /= np.linalg.norm(y, axis=1, keepdims=True)
     np.testing.assert_allclose(white @ white[:50].T, y @ y[:50].T, atol=1e-4)  # W is unique up to a rotation
+    # Of some rows alone, which need not be in memory.
+    some = np.array([1_999, 3, 3, 1_500])
+    np.testing.assert_allclose(kernel.taken(x, some, by), white[some], atol=1e-6)
+    np.testing.assert_array_equal(kernel.taken(x, some), x[some])
+
+
+@pytest.mark.slow
+def test_whitening_and_scale_do_not_depend_on_the_threads_of_matrix_products():
+    code = """
+import hashlib
+import numpy as np
+from p3select import kernel
+x = np.random.default_rng(0).standard_normal((3_000, 384), dtype=np.float32) + 1
+x /= np.linalg.norm(x, axis=1, keepdims=True)
+white = kernel.taken(x, np.arange(3_000), kernel.whitening(x))
+print(hashlib.sha256(white.tobytes()).hexdigest(), kernel.scale(x).hex(), kernel.scale(white).hex())
+"""
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"OPENBLAS_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2)
+    }
+    assert len(printed) == 1
 
 
 def test_what_cannot_be_whitened_is_refused():
     one = np.zeros((5, 4))
     one[:, 0] = 1.0
     with pytest.raises(InputError, match="all alike"):
-        kernel.whitened(one)
+        kernel.whitening(one)
     pair = np.array([[1.0, 0.0], [-1.0, 0.0], [0.6, 0.8], [-0.6, -0.8]])
     axes = np.concatenate([pair, np.zeros((1, 2))])
     axes[4] = [0.0, 1.0]
-    kernel.whitened(axes)
+    by = kernel.whitening(axes)
+    assert kernel.taken(axes, np.arange(5), by).shape == (5, 2)
+    at_mean = np.vstack([axes, by.mean])
+    with pytest.raises(InputError, match="row 5 of the embeddings is their mean"):
+        kernel.taken(at_mean, np.array([2, 5]), by)

@@ -1,5 +1,7 @@
 """Limits and rows to keep: the greedy selectors against a plain one that looks at every row at every step."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -172,6 +174,10 @@ def test_shares_fill_the_budget_and_rounding_leaves_nothing():
         (lambda: limits.shares({"a": 0.7, "b": 0.4}, ["a", "b"], 10), "110.*at most 100%"),
         (lambda: limits.shares({"a": -0.1}, ["a", "b"], 10), "from 0% to 100%"),
         (lambda: limits.shares({"a": 0.5}, ["a", "b", "b", "b"], 4), "share a: 0.5 of 4 rows is 2, .* have 1"),
+        (
+            lambda: limits.shares({"a": 0.5}, ["a", "b", "b"], 60, [35, 37, 40]),
+            "shares of 60 tokens: no row fits .a: 30, its shortest row 35; all other values: 30, its shortest row 37",
+        ),
         (lambda: limits.budget([3, 0], 10), "row 1 has cost 0"),
         (lambda: p3select.dpp(*draw(1)[:2], 5, limits=limits.at_most(1, [1, 2])), "limits of .2,. rows, .* 120"),
         (lambda: p3select.dpp(*draw(1)[:2], 5, keep=[120]), "keep: row 120 is not there"),
@@ -189,6 +195,45 @@ def test_shares_fill_the_budget_and_rounding_leaves_nothing():
 def test_what_cannot_be_kept_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def most(both, keep):
+    """How many rows two limits let in together with those to keep, by looking at every set of rows."""
+    n = both.group.shape[1]
+    for size in range(n, -1, -1):
+        for rows in combinations(range(n), size):
+            held = [np.bincount(group[list(rows)], minlength=both.room.shape[1]) for group in both.group]
+            if set(keep) <= set(rows) and (np.array(held) <= both.room).all():
+                return size
+    return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(3, 9), cap=st.integers(1, 2), kept=st.integers(0, 2))
+def test_two_limits_are_filled_as_far_as_can_be(seed, n, cap, kept):
+    rng = np.random.default_rng(seed)
+    by, of = rng.integers(0, 4, n), rng.integers(0, 3, n)
+    rooms = np.array([[cap] * 4, [*rng.integers(0, 4, 3), 0]])
+    both = limits.Limits(np.array([by, of], np.int32), np.ones((2, n), np.int64), rooms)
+    keep = rng.choice(n, kept, replace=False).tolist()
+    most_rows = most(both, keep)
+    if most_rows is None:
+        return  # the rows to keep do not fit
+    picked = limits.in_order(limits.checked(both, n, keep, n), np.array([*keep, *rng.permutation(n)]), n)
+    picked = picked[np.sort(np.unique(picked, return_index=True)[1])]
+    one, short = limits.crossed(both, keep, picked)
+    assert one.room.sum() == most_rows
+    assert short.any() == (most_rows < rooms[1].sum())
+    # Whatever the order, it ends full, and within both limits.
+    for order in (rng.permutation(n), rng.permutation(n)):
+        rows, _ = topk(None, 1.0 + order, n, keep=keep or None, limits=one)
+        assert len(rows) == most_rows
+        assert set(keep) <= set(rows.tolist())
+        held = np.bincount(of[rows], minlength=4)
+        assert (held <= rooms[1]).all()
+        assert (held >= np.bincount(of[picked], minlength=4)).all()
+        assert (np.bincount(by[rows], minlength=4) <= cap).all()
+        assert (held == rooms[1])[~short].all()
 
 
 def test_the_limits_given_are_not_used_up():

@@ -1,12 +1,19 @@
 """The loop with a fake scorer and a command that trains nothing; and, slow, with real ones."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import polars as pl
 import pytest
 
 import p3select
+from p3select import cli
 from p3select.errors import InputError, MismatchError, P3Error
 
 SCORER = {"scorer": "tests.fakes:Unlucky", "limit": 40}
@@ -38,9 +45,8 @@ def log(run):
 
 
 def call(gsm8k, run, model, train, **options):
-    return p3select.loop(
-        gsm8k, run, model, epochs=3, budget=8, train=train, scoring=SCORER, selecting=SELECTING, **options
-    )
+    given = {"epochs": 3, "budget": 8, "scoring": SCORER, "selecting": SELECTING, **options}
+    return p3select.loop(gsm8k, run, model, train=train, **given)
 
 
 def test_each_epoch_trains_the_rows_of_its_index_from_the_weights_before(tmp_path, gsm8k, smollm2, command):
@@ -57,8 +63,109 @@ def test_each_epoch_trains_the_rows_of_its_index_from_the_weights_before(tmp_pat
     again = call(gsm8k, run, smollm2, f"{command} never")
     assert [item["seconds_training"] for item in again] == [0.0] * 3
     assert len(log(run)) == 3
-    with pytest.raises(MismatchError, match="trained by another command"):
+    with pytest.raises(MismatchError, match=r"epoch-001: trained otherwise \(differs in train\)"):
         call(gsm8k, run, smollm2, f"{command} other")
+
+
+def test_weights_are_taken_for_those_of_the_rows_they_were_trained_on_alone(tmp_path, gsm8k, smollm2, command):
+    run, train = p3select.Run(tmp_path / "run"), f"{command} never"
+    first = call(gsm8k, run, smollm2, train)
+    for given, name in (({"budget": 12}, "budget"), ({"seed": 1}, "seed"), ({"epochs": 4}, "epochs")):
+        with pytest.raises(MismatchError, match=rf"epoch-001: trained otherwise \(differs in {name}\)"):
+            call(gsm8k, run, smollm2, train, **given)
+    with pytest.raises(MismatchError, match=r"differs in limit, pace\)"):
+        call(gsm8k, run, smollm2, train, scoring={**SCORER, "limit": 50}, selecting={**SELECTING, "pace": "constant:9"})
+    # What no result depends on may change, and the default may be written out.
+    more = {"scoring": {**SCORER, "actions": "line", "reuse": p3select.Run(tmp_path / "none"), "options": {}}}
+    assert [item["difficulty_all"] for item in call(gsm8k, run, smollm2, train, **more)] == [
+        item["difficulty_all"] for item in first
+    ]
+    # Selected anew behind its back.
+    p3select.select(run, epoch=2, epochs=3, budget=12, overwrite=True, **SELECTING)
+    with pytest.raises(MismatchError, match=r"epoch-002\.parquet: not the rows that the weights in .*epoch-002"):
+        call(gsm8k, run, smollm2, train)
+    p3select.select(run, epoch=2, epochs=3, budget=8, overwrite=True, **SELECTING)
+    assert call(gsm8k, run, smollm2, train)[2]["selected"] == 8
+    # Trained anew: what was trained after it is another policy's.
+    (run.path / "loop" / "epoch-001" / "done.json").unlink()
+    shutil.rmtree(run.path / "loop" / "epoch-001" / "weights")
+    with pytest.raises(MismatchError, match=r"epoch-002: trained otherwise \(differs in policy\)"):
+        call(gsm8k, run, smollm2, train)
+    assert [item["epoch"] for item in log(run)] == ["1", "2", "3", "1"]
+
+
+def test_other_versions_of_libraries_are_no_hindrance(tmp_path, gsm8k, smollm2, command, monkeypatch):
+    run = p3select.Run(tmp_path / "run")
+    with pytest.raises(P3Error, match="epoch 3: the command ended with 3"):
+        call(gsm8k, run, smollm2, f"{command} 3")
+    # Epochs 1 and 2 are trained; of epoch 3 there are neither scores nor an index.
+    for path in (run.index(3), *run.scores(3).iterdir()):
+        path.unlink()
+    monkeypatch.setattr(p3select, "__version__", "9.9")
+    monkeypatch.setattr("p3select.selection.__version__", "9.9")
+    with pytest.raises(P3Error, match="epoch 3: the command ended with 3"):
+        call(gsm8k, run, smollm2, f"{command} 3")
+    assert p3select.index.read(run.index(3)).metadata["version"] == "9.9"
+
+
+def test_the_same_may_be_asked_for_in_other_words(tmp_path, gsm8k, smollm2, command, monkeypatch, capsys):
+    pl.read_parquet(gsm8k)[:40].write_parquet(tmp_path / "rows.parquet")
+    train, scoring = f"{command} never", {"scorer": SCORER["scorer"]}
+    done = call(tmp_path / "rows.parquet", tmp_path / "run", smollm2, train, scoring=scoring)
+    # Paths from somewhere else, and every default written out.
+    monkeypatch.chdir(tmp_path)
+    words = ["loop", "rows.parquet", "--run", "run", "--model", os.path.relpath(smollm2), "--epochs", "3"]
+    words += ["--budget", "8", "--train", train, "--scorer", SCORER["scorer"], "--selector", "topk"]
+    cli.main([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)["epochs"]
+    assert [item["seconds_training"] for item in found] == [0.0] * 3
+    assert [item["difficulty_selected"] for item in found] == [item["difficulty_selected"] for item in done]
+    cli.main(words)
+    assert f"{done[2]['difficulty_selected']:.3f}" in capsys.readouterr().out
+
+
+# Ends when it is told to, in its own time; what it has started does not.
+ENDLESS = """
+import pathlib, signal, subprocess, sys, time
+out = pathlib.Path(sys.argv[1])
+child = subprocess.Popen(["sleep", "60"])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit((out / "ended").write_text("")))
+(out / "started").write_text(str(child.pid))
+while True:
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_command_and_what_it_started(ending, code, tmp_path, gsm8k, smollm2):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    # A shell between them, as scripts and launchers have.
+    train = f"{sys.executable} {tmp_path}/endless.py {tmp_path} {{data}} {{out}}; true"
+    call = [sys.executable, "-m", "p3select", "loop", gsm8k, "--run", tmp_path / "run", "--model", smollm2]
+    call += ["--epochs", "1", "--budget", "8", "--train", train, "--scorer", "tests.fakes:Unlucky"]
+    call = [str(word) for word in [*call, "--selector", "uniform"]]
+    started = tmp_path / "started"
+
+    def heeded():
+        # A shell has what it runs in the background ignore SIGINT, these tests perhaps.
+        signal.signal(ending, signal.SIG_DFL)
+
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(call, cwd=Path(__file__).parents[1], stderr=said, preexec_fn=heeded)
+    try:
+        while not started.is_file() or not started.read_text():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+        process.send_signal(ending)
+        assert process.wait(timeout=30) == code
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "ended").is_file()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert not (tmp_path / "run" / "loop" / "epoch-001" / "done.json").exists()
 
 
 def test_a_command_that_fails_is_said_and_run_again(tmp_path, gsm8k, smollm2, command):
@@ -80,6 +187,8 @@ def test_a_command_that_fails_is_said_and_run_again(tmp_path, gsm8k, smollm2, co
         ("train {out}", r"it needs \{out\}, and \{data\} or \{index\}"),
         ("train {data} {out} {weights}", r"no place \{weights\}; there are \{model\}"),
         ("train {data} {out} {", "braces"),
+        ("train {data} {out} {epoch:03d}", r"no place \{epoch:03d\}; there are .*\{epoch\}, .*as they are written"),
+        ("train {data} {out} {model!x}", r"no place \{model!x\}"),
         ("true {data} {out}", r"no config\.json or adapter_config\.json there"),
     ],
 )
@@ -95,35 +204,57 @@ def test_other_options_that_cannot_be_right(tmp_path, gsm8k, smollm2):
         call(gsm8k, tmp_path / "run", smollm2, "train {data} {out}", to="xml")
 
 
-REAL = """
-import sys, json, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, data, out = sys.argv[1:]
-tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
-optimizer = torch.optim.AdamW(network.parameters(), 5e-5)
-for line in open(data):
-    row = json.loads(line)
-    ids = tokenizer(row["prompt"] + row["completion"], return_tensors="pt")["input_ids"][:, :64]
-    network(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-network.save_pretrained(out)
-tokenizer.save_pretrained(out)
-"""
+@pytest.fixture
+def trained(tmp_path, gsm8k, smollm2):
+    """A tiny policy, and weights that commands can copy: whole ones, and an adapter."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for seed, name in enumerate(("first", "whole")):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, initializer_range=0.2))
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    pl.read_parquet(gsm8k)[:8].write_parquet(tmp_path / "rows.parquet")
+
+    def on(base):
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base and str(base)}))
+
+    return on
 
 
 @pytest.mark.slow
-def test_a_plain_pytorch_script(tmp_path, gsm8k, smollm2, capsys):
-    from p3select import cli
-
-    (tmp_path / "train.py").write_text(REAL)
-    pl.read_parquet(gsm8k)[:8].write_parquet(tmp_path / "rows.parquet")
-    arguments = ["loop", tmp_path / "rows.parquet", "--run", tmp_path / "run", "--model", smollm2, "--epochs", "2"]
-    arguments += ["--budget", "2", "--selector", "topk", "--max-length", "96", "--scorer", "transformers", "--json"]
-    arguments += ["--train", f"{sys.executable} {tmp_path}/train.py {{model}} {{data}} {{out}}"]
-    cli.main([str(argument) for argument in arguments])
-    first, second = json.loads(capsys.readouterr().out)["epochs"]
-    rows = pl.read_parquet(tmp_path / "run" / "index" / "epoch-001.parquet")["row"].to_list()
-    scores = [pl.read_parquet(tmp_path / "run" / "scores" / f"epoch-00{epoch}" / "*.parquet") for epoch in (1, 2)]
-    assert scores[1]["difficulty"][rows].mean() < scores[0]["difficulty"][rows].mean()
-    assert second["policy"] == first["out"]
+def test_adapters_are_scored_on_the_last_whole_weights(tmp_path, trained):
+    (tmp_path / "copy.sh").write_text(f"""
+        case $1 in 1) from=whole;; *) from=adapter;; esac
+        mkdir -p "$2" && cp -r '{tmp_path}'/$from/* "$2"
+    """)
+    options = {
+        "epochs": 3,
+        "budget": 4,
+        "scoring": {"max_length": 128, "scorer": "transformers"},
+        "selecting": {"selector": "topk", "pace": "constant:100"},
+        "train": f"sh '{tmp_path}/copy.sh' {{epoch}} {{out}} # {{data}}",
+    }
+    data, whole = tmp_path / "rows.parquet", tmp_path / "run" / "loop" / "epoch-001" / "weights"
+    trained(whole)
+    found = p3select.loop(data, tmp_path / "run", tmp_path / "first", **options)
+    other = p3select.Run(tmp_path / "other")
+    for epoch, model, adapter in ((1, tmp_path / "first", None), (2, whole, None), (3, whole, tmp_path / "adapter")):
+        score = {"epoch": epoch, "adapter": adapter, **options["scoring"]}
+        assert p3select.score(data, other, model, **score)["difficulty"] == found[epoch - 1]["difficulty_all"]
+    assert len({item["difficulty_all"] for item in found}) == 3
+    # An adapter on the first policy, or on nobody knows what, is not scored on the weights after it.
+    for name, base in (("a", tmp_path / "first"), ("b", None)):
+        trained(base)
+        for _ in range(2):
+            with pytest.raises(
+                InputError, match=rf"an adapter on {base}, and the last whole weights, .*are .*epoch-001"
+            ):
+                p3select.loop(data, tmp_path / name, tmp_path / "first", **options)

@@ -1,13 +1,16 @@
 """Selecting in parts: RandGreeDi by its definition, here and on a real Ray."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 import p3select
-from p3select import limits
+from p3select import index, kernel, limits, neighbors, partition
+from p3select.cli import cli
 from p3select.errors import InputError
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -54,13 +57,78 @@ def test_it_is_the_greedy_of_the_union_of_what_the_parts_give(run):
 
 def test_rows_to_keep_and_limits_hold_over_the_parts(run):
     options = {"selector": "dpp", "parts": 4, "include": [7, 150], "share": "source=0:50%,3:50%", "whiten": True}
-    with pytest.raises(InputError, match="take 1 more than their limit allows"):
+    with pytest.raises(InputError, match=r"row 1, '1' in column 'source', .* lets in 0"):
         p3select.select(run, **ALL, **{**options, "include": [1]})
     chosen = p3select.select(run, **ALL, **{**options, "include": [7, 152]})
     assert set(chosen.rows[:2].tolist()) == {7, 152}
     assert np.bincount(chosen.rows % 4, minlength=4).tolist() == [15, 0, 0, 15]
     tokens = p3select.select(run, **{**ALL, "budget": "2ktok"}, selector="dpp-local", parts=2)
     assert 1_900 < tokens.metadata["tokens"] <= 2_000
+
+
+def test_no_more_than_a_part_or_the_union_is_held(run, monkeypatch):
+    """Of the embeddings, whitened or not, which may be more than the memory holds."""
+    taken, asked = kernel.taken, []
+
+    def counted(vectors, rows, white=None):
+        assert isinstance(vectors, np.memmap)
+        asked.append(len(rows))
+        return taken(vectors, rows, white)
+
+    monkeypatch.setattr(kernel, "SCALE_ROWS", 50)
+    monkeypatch.setattr(kernel, "taken", counted)
+    for whiten in (False, True):
+        p3select.select(run, **ALL, selector="dpp", parts=4, whiten=whiten)
+    assert max(asked) <= 4 * 30
+    assert asked.count(50) >= 8  # the parts
+
+
+def test_calls_at_once_do_not_share_a_folder(run, monkeypatch):
+    alone = p3select.select(run, **ALL, selector="dpp", parts=3)
+    pick, inside = partition.Worker.pick, []
+
+    def meanwhile(self, folder, number, options, advance):
+        if not inside:
+            inside.append(folder)
+            p3select.select(run, **{**ALL, "budget": 12}, selector="dpp", parts=2)
+        inside.append(folder)
+        pick(self, folder, number, options, advance)
+
+    monkeypatch.setattr(partition.Worker, "pick", meanwhile)
+    assert p3select.select(run, **ALL, selector="dpp", parts=3).rows.tolist() == alone.rows.tolist()
+    assert len(set(inside)) == 2
+    assert not list(run.path.glob("parts*"))
+
+
+def test_parameters_of_dpp_local_are_recorded_and_for_it_alone(run):
+    plain = p3select.select(run, **ALL, selector="dpp-local")
+    names = ("cells", "probes", "neighbours", "cells_on")
+    assert [plain.metadata[name] for name in names] == [1, 1, 24, neighbors.device()]
+    given = p3select.select(run, **ALL, selector="dpp-local", cells=5, probes=2, neighbours=3)
+    assert [given.metadata[name] for name in names[:3]] == [5, 2, 3]
+    assert (given.gains != plain.gains).any()
+    parts = p3select.select(run, **ALL, selector="dpp-local", parts=2, neighbours=3)
+    assert [parts.metadata[name] for name in names[:3]] == [None, None, 3]
+    assert "cells" not in p3select.select(run, **ALL, selector="dpp").metadata
+    for selector in ("auto", "dpp", "topk"):
+        with pytest.raises(InputError, match=f"probes 2: is for dpp-local, asked for by name; not for '{selector}'"):
+            p3select.select(run, **ALL, selector=selector, probes=2)
+    command = ["select", "--run", str(run.path), "--epoch", "1", "--epochs", "1", "--budget", "30", "--overwrite"]
+    options = [
+        "--pace",
+        "constant:100",
+        "--selector",
+        "dpp-local",
+        "--cells",
+        "5",
+        "--probes",
+        "2",
+        "--neighbours",
+        "3",
+    ]
+    done = CliRunner().invoke(cli, [*command, *options, "--json"])
+    assert json.loads(done.stdout)["cells"] == 5
+    assert index.read(run.index(1)).rows.tolist() == given.rows.tolist()
 
 
 def test_parts_of_limits():

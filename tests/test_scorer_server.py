@@ -14,13 +14,14 @@ from importlib.util import find_spec
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import transformers as hf
 
 import p3select
 from p3select import tokens
 from p3select.errors import InputError, P3Error
 from p3select.progress import silent
-from p3select.scorers import make, server
+from p3select.scorers import checkpoints, make, server
 from p3select.scorers.server import KEY, ServerScorer
 from tests.proxy import forward, logprob, serve, vllm
 
@@ -57,6 +58,32 @@ def rows(gsm8k, tokenizer):
     encoded = [row for row in tokens.encode(table.to_dicts(), tokenizer) if row.status == "ok"]
     chosen = sorted(encoded, key=lambda row: len(row.ids))[:12][::-1]
     return [row.ids for row in chosen], [row.scored for row in chosen]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tokenizer):
+    """A small model's folder, with weights: random ones, that tell tokens apart."""
+    path = tmp_path_factory.mktemp("tiny")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, initializer_range=0.3, **sizes)
+    hf.LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def with_weights(model):
+    """For proxy.vllm: log-probabilities that are a model's."""
+
+    def change(choices, asked):
+        for choice, ids in zip(choices, asked["prompt"], strict=True):
+            with torch.no_grad():
+                values = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            for place in range(1, len(ids)):
+                value = float(values[place - 1, ids[place]])
+                choice["prompt_logprobs"][place] = {str(ids[place]): {"logprob": value}}
+
+    return change
 
 
 def made_up(ids, scored):
@@ -110,7 +137,7 @@ def test_values_come_in_the_order_of_the_rows(folder, tokenizer, rows):
     assert sorted(row for _, body in asked for row in body["prompt"]) == sorted(row.tolist() for row in ids)
 
 
-def test_what_is_known_of_the_server(folder, tokenizer):
+def test_what_is_known_of_the_server(folder, tokenizer, capfd):
     with serve(vllm(tokenizer)) as (address, _):
         scorer = ServerScorer(folder, server=address)
         assert scorer.max_length == 512
@@ -127,9 +154,13 @@ def test_what_is_known_of_the_server(folder, tokenizer):
         "root": "/models/policy",
         "server": "0.0.0",
         "max_model_len": "513",
+        "verified": False,
     }
     assert len(scorer.notes) == 1
-    assert "what weights the server has as 'policy' cannot be checked" in scorer.notes[0]
+    complaint = f"what weights the server has as 'policy' was not verified, as the weights of {folder} are not here"
+    assert complaint in scorer.notes[0]
+    # Also before the work.
+    assert f"note: {complaint}" in capfd.readouterr().err
 
 
 def test_a_server_without_tokenize_is_noted(folder):
@@ -165,7 +196,7 @@ def test_the_model_is_picked_by_name_id_or_root(folder, tokenizer):
     assert tuned.provenance["root"] == str(folder)
 
 
-def test_other_weights_than_the_servers_are_refused(folder, tokenizer, tmp_path):
+def test_other_files_than_the_servers_are_refused(folder, tokenizer, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for path, content in ((ours, b"1"), (theirs, b"2")):
         shutil.copytree(folder, path)
@@ -175,13 +206,104 @@ def test_other_weights_than_the_servers_are_refused(folder, tokenizer, tmp_path)
         with pytest.raises(InputError, match=f"has the weights of {theirs}, and those of {ours} are others"):
             ServerScorer(ours, server=address, tokenizer=tokenizer)
         (ours / "model.safetensors").write_bytes(b"2")
-        copy, same = (
-            ServerScorer(ours, server=address, tokenizer=tokenizer),
-            ServerScorer(theirs, server=address, tokenizer=tokenizer),
-        )
+        copy, same = (ServerScorer(path, server=address, tokenizer=tokenizer, compare=False) for path in (ours, theirs))
     assert copy.provenance == same.provenance
     assert len(copy.provenance["model"]) == 64
-    assert copy.notes == []
+    # That the files are the same now does not say with which of them the server was started.
+    assert copy.provenance["verified"] is False
+    assert "was not verified, as compare=false was given" in copy.notes[0]
+
+
+@pytest.mark.parametrize("root", ["its own", "another machine's"])
+def test_numbers_that_are_not_the_weights_are_refused(tiny, tokenizer, root):
+    cards = [{"id": "policy", "root": str(tiny) if root == "its own" else "org/policy", "max_model_len": 300}]
+    with serve(vllm(tokenizer, cards=cards)) as (address, _):
+        with pytest.raises(InputError) as caught:
+            ServerScorer(tiny, server=address)
+        unchecked = ServerScorer(tiny, server=address, compare=False)
+    message = str(caught.value)
+    assert message.startswith(f"{address}: row 0 of the trial has log-probabilities ")
+    assert f"nats from those of the model's weights; restart it with this checkpoint ({tiny})" in message
+    assert "compare=false" in message
+    assert len(message.splitlines()) == 1
+    assert unchecked.provenance["verified"] is False
+
+
+def test_numbers_that_are_the_weights_are_verified(tiny, tokenizer, capfd):
+    model = hf.AutoModelForCausalLM.from_pretrained(tiny).eval()
+    cards = [{"id": "policy", "root": str(tiny), "max_model_len": 300}]
+    with serve(vllm(tokenizer, cards=cards, change=with_weights(model))) as (address, _):
+        scorer = ServerScorer(tiny, server=address)
+        assert ServerScorer(tiny, server=address).provenance == scorer.provenance
+        assert "comparing the server with the weights in" in capfd.readouterr().err
+        cards[0]["root"] = "org/policy"
+        exact = make("server", tiny, options={"server": address, "dtype": "float32"})
+        unsure = ServerScorer(tiny, server=address)
+        # The next epoch's weights: a little other ones, under the same name.
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.001 * weight.std() * torch.randn_like(weight)
+        with pytest.raises(InputError, match="nats from those of the model's weights; restart it with this"):
+            ServerScorer(tiny, server=address, dtype="float32")
+        assert ServerScorer(tiny, server=address).provenance == unsure.provenance
+    assert scorer.notes == exact.notes == []
+    assert scorer.provenance["verified"] is exact.provenance["verified"] is True
+    assert (scorer.provenance["dtype"], exact.provenance["dtype"]) == ("as served", "float32")
+    assert scorer.provenance["model"] == make("transformers", tiny).provenance["model"]
+    assert unsure.provenance["verified"] is False
+    assert "was not verified, as it names them 'org/policy', and weights a few training steps" in unsure.notes[0]
+    with pytest.raises(InputError, match=r"dtype 'int8': one of float32"):
+        ServerScorer(tiny, server=address, dtype="int8")
+
+
+def test_an_adapter_that_the_server_does_not_apply_is_refused(tiny, tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = hf.AutoModelForCausalLM.from_pretrained(tiny).eval()
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    tuned = peft.get_peft_model(hf.AutoModelForCausalLM.from_pretrained(tiny), config).eval()
+    tuned.save_pretrained(tmp_path)
+    cards = [
+        {"id": "policy", "root": str(tiny), "parent": None, "max_model_len": 300},
+        {"id": "tuned", "root": str(tmp_path), "parent": "policy", "max_model_len": None},
+    ]
+    applied = True
+
+    def change(choices, asked):
+        with_weights(tuned if applied and asked["model"] == "tuned" else base)(choices, asked)
+
+    with serve(vllm(tokenizer, cards=cards, change=change)) as (address, _):
+        scorer = ServerScorer(tiny, server=address, name="tuned")
+        assert scorer.provenance["verified"] is True
+        assert scorer.provenance["adapter"] == checkpoints.of_path(tmp_path)
+        assert scorer.notes == []
+        applied = False
+        with pytest.raises(
+            InputError, match=r"(nats from those of the model's weights|applies 0\.00 of what .*); rest"
+        ):
+            ServerScorer(tiny, server=address, name="tuned")
+
+
+def test_unverified_scores_are_taken_over_by_no_other_epoch(folder, tokenizer, gsm8k, tmp_path):
+    """The policy's weights are on another machine, and are replaced there under the same name."""
+    scale = 1.0
+
+    def change(choices, asked):
+        for choice in choices:
+            for entry in filter(None, choice["prompt_logprobs"]):
+                next(iter(entry.values()))["logprob"] *= scale
+
+    cards = [{"id": "policy", "root": "org/policy", "max_model_len": 513}]
+    with serve(vllm(tokenizer, cards=cards, change=change)) as (address, _):
+        settings = {"scorer": "server", "options": {"server": address}, "limit": 4}
+        first = p3select.score(gsm8k, tmp_path / "run", folder, epoch=1, **settings)
+        again = p3select.score(gsm8k, tmp_path / "run", folder, epoch=1, **settings)
+        scale = 0.1
+        second = p3select.score(gsm8k, tmp_path / "run", folder, epoch=2, **settings)
+    assert (first["reused"], again["reused"], second["reused"]) == (0, 4, 0)
+    assert second["difficulty"] < first["difficulty"]
+    assert any("was not verified" in note for note in second["notes"])
 
 
 def test_an_adapter_is_for_the_server_to_load(folder, tmp_path):
@@ -316,7 +438,7 @@ def test_a_hosted_api_without_prompt_logprobs_is_refused_at_once(folder, tokeniz
     def change(choices, asked):
         return [{"index": choice["index"], "text": "!", "logprobs": None} for choice in choices]
 
-    complaint = "returns no prompt_logprobs for 160 tokens; it must be a vLLM server"
+    complaint = r"returns no prompt_logprobs for \d+ tokens; it must be a vLLM server"
     with serve(vllm(tokenizer, change=change)) as (address, _), pytest.raises(InputError, match=complaint):
         ServerScorer(folder, server=address, tokenizer=tokenizer)
 
@@ -332,7 +454,7 @@ def test_a_server_that_reads_its_prefix_cache_is_refused(folder, tokenizer):
 
     def change(choices, asked):
         if len(choices) == 2:
-            for entry in choices[1]["prompt_logprobs"][1:80]:
+            for entry in choices[1]["prompt_logprobs"][1 : len(asked["prompt"][1]) // 2]:
                 next(iter(entry.values()))["logprob"] = 0.0
 
     complaint = r"the same row twice has log-probabilities .* apart in the mean"
@@ -617,6 +739,32 @@ def test_vllm_agrees_with_transformers(real, smollm2, adapter, rows):
     assert plain.provenance["root"] == str(smollm2)
     assert plain.provenance["server"][0].isdigit()
     assert plain.provenance["max_model_len"] == "2048"
+    assert plain.provenance["verified"] is tuned.provenance["verified"] is True
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.usefixtures("_keyed")
+def test_vllm_that_was_started_with_other_weights_is_refused(real, smollm2, tmp_path):
+    """A folder that was overwritten since: the server names it, and has the weights that were there."""
+    changed = tmp_path / "policy"
+    model = hf.AutoModelForCausalLM.from_pretrained(smollm2)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.02 * weight.std() * torch.randn_like(weight)
+    model.save_pretrained(changed)
+    hf.AutoTokenizer.from_pretrained(smollm2).save_pretrained(changed)
+    behind = forward(real)
+
+    def answer(method, path, headers, body):
+        status, told, content = behind(method, path, headers, body)
+        return status, told, content.replace(str(smollm2).encode(), str(changed).encode())
+
+    with serve(answer) as (address, _):
+        with pytest.raises(InputError, match="nats from those of the model's weights; restart it with this checkpoint"):
+            ServerScorer(changed, server=address, dtype="float32")
+        assert ServerScorer(changed, server=address, compare=False).provenance["verified"] is False
 
 
 @needs_vllm

@@ -14,9 +14,9 @@ pytest.importorskip("vllm")
 
 from p3select import tokens
 from p3select.difficulties import difficulty
-from p3select.errors import InputError
+from p3select.errors import EngineError, InputError
 from p3select.progress import silent
-from p3select.scorers import checkpoints
+from p3select.scorers import checkpoints, trial
 from p3select.scorers import vllm as module
 from p3select.scorers.transformers import TransformersScorer
 from p3select.scorers.vllm import VllmScorer
@@ -207,13 +207,14 @@ def test_the_trial_refuses_numbers_that_are_not_the_models(scorer, next_checkpoi
     scorer._policy = module._policy(next_checkpoint, None, None)
     try:
         assert "nats from those of transformers" in scorer._try()
+        assert "nats from those of transformers" in scorer._try(again=True)
     finally:
         scorer._policy = own
     assert scorer._try() == ""
 
 
 def test_the_trial_refuses_other_tokens(scorer):
-    ids, scored = module._trial(49152, 1024, 0)
+    ids, scored = scorer._trial
     path = module._PROMPT
     other = module._Path("other", path.ask, lambda output, row, positions: path.read(output, row[::-1], positions))
     own, scorer._path = scorer._path, other
@@ -221,18 +222,6 @@ def test_the_trial_refuses_other_tokens(scorer):
         assert "not about the tokens that were sent" in scorer._wrong(ids[:2], scored[:2], [], [])
     finally:
         scorer._path = own
-
-
-def test_trial_rows():
-    for step in (0, 2000):
-        ids, scored = module._trial(49152, 1000, step)
-        assert len(ids) == 16
-        assert sum(map(len, ids)) > step
-        assert max(map(len, ids)) <= 1000
-        checkpoints.check_rows(ids, scored, 1000, 49152)
-    for longest in (2, 3, 4, 5, 6, 12):
-        ids, scored = module._trial(50, longest, 2000)
-        checkpoints.check_rows(ids, scored, longest, 50)
 
 
 def test_steps_leave_room_for_logits():
@@ -260,21 +249,9 @@ def test_a_gpus_steps_are_vllms_own_where_logits_are_at_scored_positions(scorer,
     assert {scorer._step_for(scorer._policy, path) for path in module._PATHS} == {77}
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_the_share_of_an_effect(noise):
-    random = np.random.default_rng(0)
-    effect = random.normal(0, 0.05, 300).astype(np.float32)
-    for true in (0.0, 0.5, 1.0, -1.0):
-        found = (true * effect + random.normal(0, noise, 300)).astype(np.float32)
-        share, error = module._share(found, effect)
-        assert abs(share - true) <= max(4 * error, 1e-6)
-        assert error == pytest.approx(noise / (0.05 * np.sqrt(300)), rel=0.2, abs=1e-6)
-    assert module._share(effect, 0 * effect) == (0.0, np.inf)
-
-
-def test_asked_for_named_tokens_it_takes_the_right_ones():
+def test_asked_for_named_tokens_it_takes_the_right_ones(tokenizer):
     # Model Runner V2, which answers this, needs a GPU: here is only what is asked and how an answer is read.
-    ids, scored = module._trial(49152, 1000, 0)
+    ids, scored = trial.rows(tokenizer, 49152, 1000)
     for row, positions, asked in zip(ids, scored, module._ask_ids(ids, scored), strict=True):
         start = asked.prompt_logprob_start
         assert asked.max_tokens == 1
@@ -314,6 +291,38 @@ def test_the_next_checkpoint_in_the_same_engine(scorer, second, on_gsm8k, next_c
     assert apart(scorer.score(ids, scored, silent), on_gsm8k[:8]).max() <= SAME
 
 
+def test_weights_that_were_not_replaced_are_seen_in_half_precision(scorer, smollm2, tokenizer, tmp_path, monkeypatch):
+    """The step is so small that the bounds of half precision, here on float32's numbers, do not show it."""
+    torch.manual_seed(0)
+    for name, size in (("now", 0.0), ("next", 0.005)):
+        model = load(smollm2)
+        with torch.no_grad():
+            for weight in model.parameters():
+                # As an engine in half precision has them.
+                weight += size * weight.std() * torch.randn_like(weight)
+                weight.copy_(weight.bfloat16())
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    after = module._policy(tmp_path / "next", None, None)
+    try:
+        scorer.load(tmp_path / "now")
+        monkeypatch.setattr(scorer, "_dtype", "bfloat16")
+        monkeypatch.setattr(scorer, "_compared", None)
+        assert scorer._use(scorer._policy, scorer._path, again=True) == ""
+        _, expected, values = scorer._compared
+        wrong = scorer._use(after, scorer._path, again=True)
+        assert wrong == "vLLM applies 0.00 of what the step to these weights changes in transformers"
+        scorer._reload(str(tmp_path / "next"))
+        assert scorer._use(after, scorer._path, again=True) == ""
+        assert scorer.notes == []
+        # The bounds would have let the old values pass.
+        assert trial.apart(values, scorer._compared[1], "", "bfloat16") == ""
+        assert trial.apart(values, expected, "", "float32") == ""
+    finally:
+        monkeypatch.undo()
+        scorer.load(smollm2)
+
+
 def test_a_checkpoint_that_is_none_leaves_the_scorer_as_it_is(scorer, tmp_path, gsm8k_rows):
     before = scorer.provenance
     with pytest.raises(InputError, match="no such file or folder"):
@@ -350,6 +359,7 @@ def test_an_adapter_that_is_not_applied_is_seen_in_half_precision(second, next_c
     assert second.notes == []
     # The bounds of half precision, with numbers that are float32's.
     monkeypatch.setattr(second, "_dtype", "bfloat16")
+    monkeypatch.setattr(second, "_compared", None)
     assert second._try(again=True) == ""
     nothing = module.LoRARequest("nothing", 1000, str(tmp_path / "nothing"))
     monkeypatch.setattr(second, "_adapter", nothing)
@@ -462,7 +472,8 @@ def test_another_architecture_gets_a_new_engine_and_a_closed_one_is_gone(
     expected = TransformersScorer(tmp_path, device="cpu", dtype="float32")
     assert second.provenance["model"] == expected.provenance["model"]
     assert apart(second.score(ids, scored, silent), expected.score(ids, scored, silent)).max() <= MOST
-    second.close()
+    with pytest.raises(EngineError, match="vLLM failed, and is closed"):
+        second._scored(broken, ids, scored, silent, None)
     assert not started & set(psutil.Process().children(recursive=True))
     with pytest.raises(InputError, match="closed"):
         second.score(ids, scored, silent)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import index, kernel, scores
+from p3select import constraints, index, kernel, scores
 from p3select.errors import InputError, MismatchError
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -280,6 +280,7 @@ def test_what_a_selector_gives_is_checked(run, selector):
         ({"seed": -1}, "seed -1"),
         ({"seed": 1.5}, "seed 1.5"),
         ({"budget": "inf%"}, "budget 'inf%'"),
+        ({"budget": "1/0%"}, "budget '1/0%'"),
         ({"budget": "nan%"}, "budget 'nan%'"),
         ({"quality_weight": 5000.0}, "quality weight 5000 is too large"),
     ],
@@ -330,6 +331,47 @@ def test_auto_takes_dpp_local_where_dpp_would_not_fit(run, monkeypatch, capsys):
     assert "log det per pick" in printed
 
 
+@pytest.mark.parametrize(("rows", "share", "count"), [(10_000, "0.57%", 57), (10_000, "100%", 10_000), (7, "30%", 2)])
+def test_a_share_of_the_rows_is_exact(rows, share, count):
+    assert constraints.budget_rows(share, rows) == count
+
+
+class Sure(FakeScorer):
+    """Of one row the model is certain: its difficulty and quality are 0."""
+
+    def score(self, ids, scored, advance):
+        results = super().score(ids, scored, advance)
+        results[0][:] = 0
+        return results
+
+
+def test_a_row_to_keep_without_quality_is_no_copy(tmp_path, gsm8k, tokenizer):
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, scorer=Sure(tokenizer))
+    p3select.embed(gsm8k, run, FakeEncoder())
+    certain = np.flatnonzero(scores.read(run, 1).column("difficulty").to_numpy() == 0).tolist()
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=20, include=certain)
+    assert chosen.rows[0] == certain[0]
+    assert chosen.quality[0] == chosen.gains[0] == 0
+    assert chosen.metadata["dependent"] == 0
+
+
+def test_the_index_says_why_auto_chose_and_bytes_stay(run):
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=20)
+    why = chosen.metadata["selector_reason"]
+    assert why == "exact takes at least 0.0 GB, and 6.8e-09 times the work deemed bearable"
+    before = run.index(1).read_bytes()
+    p3select.select(run, epoch=1, epochs=5, budget=20, selector="dpp", overwrite=True)
+    assert run.index(1).read_bytes() == before
+    assert (
+        p3select.select(run, epoch=1, epochs=5, budget=20, selector="dpp-local", overwrite=True)
+        .metadata["selector_reason"]
+        .startswith(why)
+    )
+    chosen = p3select.select(run, epoch=1, epochs=5, budget=20, selector="topk", overwrite=True)
+    assert chosen.metadata["selector_reason"] is None
+
+
 def test_fresh_rows_come_first_and_coverage_rises(tmp_path, gsm8k, tokenizer):
     covered = {}
     for fresh in (0.0, 0.1, 1.0):
@@ -347,6 +389,21 @@ def test_fresh_rows_come_first_and_coverage_rises(tmp_path, gsm8k, tokenizer):
         covered[fresh] = len(np.unique(np.concatenate(picked)))
         assert len(index.read(run.index(3)).metadata["earlier_fingerprints"]) == (2 if fresh else 0)
     assert covered[0.0] < covered[0.1] <= covered[1.0] == 160
+
+
+def test_rows_that_are_put_back_whole_come_last_by_quality_and_diversity(run, gsm8k, tokenizer):
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), epoch=2)
+    options = {"epochs": 2, "pace": "constant:100", "fresh": 1.0}
+    first = set(p3select.select(run, epoch=1, budget=150, **options).rows.tolist())
+    second = p3select.select(run, epoch=2, budget=90, **options)
+    old = np.array([row in first for row in second.rows])
+    assert old.sum() == 40  # 50 were unseen
+    assert not old[:50].any()
+    np.testing.assert_allclose(second.quality[old], 1e-6 * second.difficulty[old])
+    assert (second.gains > 0).all()
+    assert second.metadata["dependent"] == 0
+    plain = p3select.select(run, epoch=2, budget=90, selector="topk", overwrite=True, **options)
+    assert (np.diff(plain.difficulty[50:]) <= 0).all()
 
 
 def test_fresh_is_a_factor_of_quality_for_each_earlier_pick(run, gsm8k, tokenizer):

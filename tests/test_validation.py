@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import p3select
-from p3select import cli, report, validation
+from p3select import cli, figures, validation
 from p3select.errors import InputError
 from tests.fakes import FakeScorer
 
@@ -153,4 +153,4 @@ def test_on_the_command_line(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == p3select.validate(
         run, against="level", by="source", difficulty=["p3", "nll"], resamples=20
     )
-    report.validation(p3select.validate(run, against="kind", resamples=5), tmp_path / "kind.svg")
+    figures.validation(p3select.validate(run, against="kind", resamples=5), tmp_path / "kind.svg")

@@ -30,7 +30,8 @@ class Exporter(Protocol):
     """What writes rows in a trainer's format.
 
     One that has a parameter ``columns`` is given the dataset's: role → column name, such as
-    {"prompt": "question", "completion": "answer"}.
+    {"prompt": "question", "completion": "answer"}. One that has ``source`` is given where the rows are: the dataset's
+    files, in their order, and int64 (k,), the rows' 0-based numbers over all of them.
     """
 
     def __call__(self, rows: pa.RecordBatchReader, out: Path) -> None:
@@ -77,7 +78,8 @@ def export(run: Run | str | Path, *, epoch: int, to: str, out: str | Path, overw
     if not unchanged(known["paths"], known["columns"], known["fingerprint"]):
         run.dataset()  # says what is wrong
     rows = take(known["paths"], selection.rows)
-    options = {"columns": known["columns"]} if "columns" in inspect.signature(write).parameters else {}
+    given = {"columns": known["columns"], "source": (known["paths"], selection.rows)}
+    options = {name: value for name, value in given.items() if name in inspect.signature(write).parameters}
     try:
         write(rows, out, **options)
     except IsADirectoryError:

@@ -111,10 +111,14 @@ def _tokenizer(tokenizer: Any, source: str, options: dict[str, Any]) -> Any:
 
 
 def _of_model(source: str, path: Path) -> str:
-    if path.exists():
-        return of_path(path)
+    return of_path(path) if path.exists() else f"{source}@{files(source).name}"
+
+
+def files(model: str | Path) -> Path:
+    """Where a model's files are: its folder or its GGUF file; for an id, its commit's folder in the Hub's cache."""
+    path = Path(model)
     # The Hub's cache keeps each commit in a folder of its name.
-    return f"{source}@{Path(transformers.utils.cached_file(source, 'config.json')).parent.name}"
+    return path if path.exists() else Path(transformers.utils.cached_file(str(model), "config.json")).parent
 
 
 def _unreadable(model: str, error: Exception) -> InputError:

@@ -4,8 +4,9 @@ Rows go out as token ids to ``/completions`` with ``prompt_logprobs`` (vLLM's ow
 in a request and several requests at a time. Every answer is checked against what was sent: the ids at each position,
 and a finite log-probability at each scored one.
 
-A server does not say what its weights are. Where the model's folder and the server's are both here, they are compared;
-else ``provenance`` has what the server calls its model, and ``notes`` says that this is all that is known.
+A server does not say what its weights are, and files do not prove it: they may have been replaced since it started.
+So what it gives for a few rows is compared with what transformers computes from the model's weights. Where these are
+not here, ``provenance`` says that nothing was verified, and what is scored is taken over nowhere else.
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from p3select import progress
 from p3select.errors import InputError, P3Error, RowError
 from p3select.run import read_json
-from p3select.scorers.checkpoints import adapter_weights, check_rows, describe, empty, first_line, of_path
+from p3select.scorers import trial
+from p3select.scorers.checkpoints import (
+    DTYPES,
+    adapter_weights,
+    check_rows,
+    describe,
+    empty,
+    files,
+    first_line,
+    of_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,10 +67,8 @@ LONGEST_WAIT = 60.0
 _NOTHING = -9999.0
 # Rounding lifts the logarithm of a probability of 1 above 0 by less.
 _ROUNDING = 1e-3
-# The self-check: a row as long as this is sent twice.
-_TRIAL_TOKENS = 160
-_TRIAL_MEAN = 0.05
-_TEXT = "Natalia sold 48/2 = 24 clips in May.\nDid café «Zoë» sell 3.5% more? f(x) = x**2 + 1:\n\treturn [a_1, b]\n"
+# Nats in the mean between two answers for the same row.
+_TWICE = 0.05
 # Not the module's own generator: users seed that one.
 _JITTER = random.Random()
 
@@ -75,6 +85,10 @@ class ServerScorer:
         adapter: Refused: an adapter is loaded by the server, which gives it a name.
         name: What the server calls the model or the adapter to score with. None for the model with the id or the
             folder ``model``, or for the only one.
+        dtype: What the server computes in, where that is known: with ``float32`` the comparison is exact.
+        compare: Whether to compare what the server gives with what transformers computes from the model's weights,
+            which are for that loaded into this machine's memory for a moment, in float32. It is not done where they are
+            not here.
         concurrency: Requests at a time.
         timeout: Seconds to wait for an answer.
         retries: How often a request is made again after status 429 or 5xx, a broken connection or a time-out, each
@@ -84,12 +98,14 @@ class ServerScorer:
     Attributes:
         tokenizer: The tokenizer.
         max_length: Tokens of the longest row that the server takes; None where it does not say.
-        provenance: What the numbers depend on, as far as it is known.
+        provenance: What the numbers depend on, as far as it is known; ``verified`` is False where nothing, or no
+            more than half precision's rounding allows, says that the server has the model's weights.
         notes: What could not be checked, one sentence each.
 
     Raises:
         InputError: Nothing answers there, it does not serve the model, its weights or its tokenizer are others, it
-            gives no log-probabilities of prompts, or the same row twice has different ones.
+            gives no log-probabilities of prompts, other ones than the model's weights, or other ones for the same row
+            a second time.
         P3Error: The server fails on and on.
     """
 
@@ -101,6 +117,8 @@ class ServerScorer:
         tokenizer: Any = None,
         adapter: str | Path | None = None,
         name: str | None = None,
+        dtype: str | None = None,
+        compare: bool = True,
         concurrency: int = CONCURRENCY,
         timeout: float = TIMEOUT,
         retries: int = RETRIES,
@@ -114,8 +132,11 @@ class ServerScorer:
             raise InputError(
                 f"concurrency {concurrency}, retries {retries}, timeout {timeout}: at least 1, at least 0, more than 0"
             )
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype {dtype!r}: one of {', '.join(DTYPES)}")
         self.notes: list[str] = []
         self._options = (server, timeout, retries)
+        self._dtype = dtype
         self._concurrency = concurrency
         with closing(_Client(*self._options)) as client:
             cards = _cards(client)
@@ -127,24 +148,31 @@ class ServerScorer:
             self._vocabulary = int(config.get_text_config().vocab_size)
             self._compare_tokenizers(client)
             root = str(base.get("root") or base["id"])
-            weights, known = _weights(Path(model), own, root)
-            adapter, adapter_known = ("none", True) if base is card else _adapter(config, card)
-            if not (known and adapter_known):
+            weights = _weights(Path(model), own, root)
+            folder, changes = (None, "none") if base is card else _adapter(config, card)
+            untold = _untold(model, compare, base is card or folder is not None)
+            why = untold or _unsure(str(model), root, dtype)
+            if why:
                 self.notes.append(
-                    f"what weights the server has as {self._name!r} cannot be checked from here; serve each checkpoint "
-                    "under a name of its own, so that scores of different ones are told apart"
+                    f"what weights the server has as {self._name!r} was not verified, as {why}: see to it that it has "
+                    "those of this epoch; nothing that is scored so is taken over by other epochs or runs"
                 )
-            self.provenance: Mapping[str, str] = {
+                progress.say(f"note: {self.notes[-1]}")
+            self.provenance: Mapping[str, str | bool] = {
                 "scorer": "server",
                 "model": weights,
-                "adapter": adapter,
-                "dtype": "as served",
+                "adapter": changes,
+                "dtype": dtype or "as served",
                 "served": self._name,
                 "root": root,
                 "server": _version(client),
                 "max_model_len": str(base.get("max_model_len") or "unknown"),
+                "verified": not why,
             }
-            self._try(client)
+            self._trial = trial.rows(self.tokenizer, self._vocabulary, self.max_length)
+            self._ask_twice(client)
+            if not untold:
+                self._compare(client, files(model), config, folder, base["id"])
 
     def score(self, ids: Ids, scored: Ids, advance: Callable[[int, int], None]) -> Values:
         """Log-probabilities of chosen tokens, each given all the tokens before it in its row.
@@ -177,12 +205,12 @@ class ServerScorer:
                 raise
         return [values[row] for row in range(len(ids))]
 
-    def _scored(self, client: _Client, ids: Ids, scored: Ids, rows: list[int]) -> Values:
-        """One request, for these rows."""
+    def _scored(self, client: _Client, ids: Ids, scored: Ids, rows: list[int], name: str | None = None) -> Values:
+        """One request, for these rows; of another of the server's models where it is named."""
         where = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]} to {rows[-1]}"
         where = f"{where} of the {len(ids)} to score"
         body = {
-            "model": self._name,
+            "model": name or self._name,
             "prompt": [ids[row].tolist() for row in rows],
             "max_tokens": 1,
             "temperature": 0,
@@ -199,8 +227,9 @@ class ServerScorer:
 
     def _compare_tokenizers(self, client: _Client) -> None:
         """Refuse a tokenizer that gives other ids than the server's."""
-        own = self.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
-        body = {"model": self._name, "prompt": _TEXT, "add_special_tokens": False}
+        text = "".join(trial.TEXTS)
+        own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        body = {"model": self._name, "prompt": text, "add_special_tokens": False}
         status, answer = client.ask("/tokenize", body, beside=True)
         if status != 200:
             self.notes.append(f"the server has no /tokenize (HTTP {status}): whether its tokenizer is this one is open")
@@ -210,20 +239,47 @@ class ServerScorer:
                 "the folder or the id of the model that is served"
             )
 
-    def _try(self, client: _Client) -> None:
+    def _ask_twice(self, client: _Client) -> None:
         """Score a row, and again after another that begins like it: what a cache does to it shows then."""
-        tokens = self.tokenizer(_TEXT * 8, add_special_tokens=False, verbose=False)["input_ids"]
-        row = np.array(tokens[: min(_TRIAL_TOKENS, self.max_length or _TRIAL_TOKENS)], np.int32)
+        ids, scored = self._trial
+        number = int(np.argmax([*map(len, ids)]))
+        row, places = ids[number], scored[number]
         half = len(row) // 2
         other = np.concatenate([row[:half], row[half:][::-1]])
-        everywhere = np.arange(1, len(row), dtype=np.int32)
-        first = self._scored(client, [row], [everywhere], [0])[0]
-        again = self._scored(client, [other, row], [everywhere, everywhere], [0, 1])[1]
+        first = self._scored(client, [row], [places], [0])[0]
+        again = self._scored(client, [other, row], [places, places], [0, 1])[1]
         apart = float(np.abs(first - again).mean())
-        if apart > _TRIAL_MEAN:
+        if apart > _TWICE:
             raise InputError(
                 f"{client.url}: the same row twice has log-probabilities {apart:.2g} nats apart in the mean; start the "
                 "server without prefix caching, or with another vLLM"
+            )
+
+    def _compare(self, client: _Client, model: Path, config: Any, adapter: Path | None, base: str) -> None:
+        """Refuse a server whose log-probabilities are not those of the weights in a folder or a file.
+
+        Args:
+            client: The server.
+            model: Where the weights are.
+            config: The model's configuration.
+            adapter: The folder of the served adapter; None for none.
+            base: What the server calls the model without it.
+        """
+        progress.say(f"comparing the server with the weights in {model} on a few rows …")
+        ids, scored = self._trial
+        rows = list(range(trial.compared(scored, self._dtype)))
+        ids, scored = ids[: len(rows)], scored[: len(rows)]
+        expected, bare = trial.by_transformers(model, config, adapter, self._dtype, ids, scored)
+        values = self._scored(client, ids, scored, rows)
+        wrong = trial.apart(values, expected, "those of the model's weights", self._dtype)
+        if bare and not wrong:
+            without = self._scored(client, ids, scored, rows, base)
+            wrong, note = trial.change("the server", "the adapter", (without, values), (bare, expected))
+            self.notes += [note] if note else []
+        if wrong:
+            raise InputError(
+                f"{client.url}: {wrong}; restart it with this checkpoint ({model}), or score without this check: "
+                "option compare=false"
             )
 
 
@@ -456,13 +512,13 @@ def _longest(base: dict[str, Any], max_length: int | None) -> int | None:
     return own if max_length is None else max_length
 
 
-def _adapter(config: Any, card: dict[str, Any]) -> tuple[str, bool]:
-    """What is known of a served adapter: an identity, and whether it is that of its files."""
+def _adapter(config: Any, card: dict[str, Any]) -> tuple[Path | None, str]:
+    """What is known of a served adapter: its folder, where that is here, and its identity."""
     folder = Path(str(card.get("root")))
     if not (folder.is_absolute() and folder.is_dir()):
-        return f"{card['id']} as served", False
+        return None, f"{card['id']} as served"
     # vLLM leaves out what an adapter does to the head, without a word: such a one is refused.
-    return adapter_weights(empty(config), folder)[1], True
+    return folder, adapter_weights(empty(config), folder)[1]
 
 
 def _for_the_server(folder: Path) -> InputError:
@@ -482,26 +538,50 @@ def _for_the_server(folder: Path) -> InputError:
     )
 
 
-def _weights(model: Path, own: str, root: str) -> tuple[str, bool]:
-    """What is known of the served weights: an identity, and whether it is that of the server's files.
+def _weights(model: Path, own: str, root: str) -> str:
+    """An identity of the served weights: that of the model's, which a comparison has to confirm; else the server's.
 
     Args:
         model: The policy.
         own: Its fingerprint.
         root: The served model's folder or id, as the server says.
     """
-    if model.is_dir() and not _has_weights(model):
-        return f"{root} as served", False
-    served = Path(root)
-    if not (model.is_dir() and served.is_absolute() and _has_weights(served)):
-        return own, False
-    if not served.samefile(model) and of_path(served) != own:
+    here, served = files(model), _served(root)
+    if not _has_weights(here):
+        return f"{root} as served" if model.is_dir() else own
+    if served and not served.samefile(here) and of_path(served) != (own if model.exists() else of_path(here)):
         raise InputError(f"the server has the weights of {root}, and those of {model} are others; serve {model}")
-    return own, True
+    return own
 
 
-def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())
+def _served(root: str) -> Path | None:
+    """The folder with weights that a server was started with, where it is here."""
+    folder = Path(root)
+    return folder if folder.is_absolute() and folder.is_dir() and _has_weights(folder) else None
+
+
+def _untold(model: str | Path, compare: bool, adapter: bool) -> str:
+    """Why there is nothing to compare the server with; empty where there is. ``adapter``: what it applies is here."""
+    if not compare:
+        return "compare=false was given"
+    if not _has_weights(files(model)):
+        return f"the weights of {model} are not here"
+    return "" if adapter else "the files of its adapter are not here"
+
+
+def _unsure(model: str, root: str, dtype: str | None) -> str:
+    """Why numbers that agree do not tell whose they are; empty where they do."""
+    # A folder that is here was compared file by file.
+    if dtype == "float32" or _same(model, root) or _served(root):
+        return ""
+    return (
+        f"it names them {root!r}, and weights a few training steps from those of {model} would agree as well within "
+        "the rounding of half precision (for a server in float32, give option dtype=float32)"
+    )
+
+
+def _has_weights(place: Path) -> bool:
+    return place.is_file() or any(True for kind in ("*.safetensors", "*model*.bin") for _ in place.glob(kind))
 
 
 def _requests(ids: Ids) -> list[list[int]]:

@@ -7,7 +7,8 @@ of the two an engine takes is found out by asking it.
 
 vLLM has had faults that show in nothing but the numbers. So an engine is tried on a few rows whenever it has new
 weights: what comes back must be about the ids that were sent, must not depend on the order of the rows, and must be
-what transformers computes; what an adapter changes about it must be what it changes in transformers.
+what transformers computes; and what an adapter or the step to new weights changes about it must be what it changes in
+transformers.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import psutil
 import torch
 from tqdm import tqdm
 
 from p3select import progress
-from p3select.errors import InputError, RowError
-from p3select.scorers import checkpoints
-from p3select.scorers.transformers import log_probabilities, positions_of
+from p3select.errors import EngineError, InputError, P3Error, RowError
+from p3select.scorers import checkpoints, trial
+from p3select.scorers.transformers import positions_of
 
 # Read when vLLM is imported. An engine that fails still says why.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -62,20 +62,6 @@ CPU_CACHE = 2**30
 # Tokens of a step at most where whole rows have logits.
 STEP_TOKENS = 8192
 SEQUENCES = 256
-# Rows of the trial, the tokens of the shorter ones, and the rows that transformers computes too. With an adapter in
-# half precision as many as have this many scored tokens: what it changes must show among what rounding changes.
-_TRIAL_ROWS = 16
-_TRIAL_TOKENS = 24
-_COMPARED = 2
-_ADAPTER_TOKENS = 300
-# Nats between two ways to compute the same in float32, at most; in half precision, where single tokens differ by
-# tenths, in the mean.
-_EXACT = 5e-4
-_HALF = 0.15
-# What vLLM applies of an adapter, as a multiple of what transformers does, is 1 within this and three standard errors,
-# which together must stay below the second to tell anything.
-_SHARE = 0.1
-_UNCLEAR = 0.5
 _NOT_TAKEN = "this engine does not take it"
 
 
@@ -98,7 +84,7 @@ class VllmScorer:
             GPU's, or within ``CPU_LOGITS`` bytes.
         seed: vLLM's.
         compare: Whether to compare with transformers, which for that loads the model into the CPU's memory for a
-            moment, with an adapter in float32. Without, a ``note`` says that nothing vouches for the numbers.
+            moment, in float32. Without, a ``note`` says that nothing vouches for the numbers.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -179,8 +165,8 @@ class VllmScorer:
 
         Raises:
             InputError: A token that the model does not have, a row longer than ``max_length``, positions out of
-                range, a log-probability that is not finite or is of another token, or an engine that has failed or
-                was closed.
+                range, a log-probability that is not finite or is of another token, or an engine that was closed.
+            EngineError: The engine failed.
         """
         checkpoints.check_rows(ids, scored, self.max_length, self._vocabulary)
         values = self._scored(self._path, ids, scored, advance, self._adapter) if len(ids) else []
@@ -313,8 +299,13 @@ class VllmScorer:
         self._end = weakref.finalize(self, _shut_down, engine)
         self._base = policy
         self._step = step
+        # Of the last weights that were compared: which, and for rows of the trial transformers' values and vLLM's.
+        self._compared: tuple[str, Values, Values] | None = None
         self.max_length = int(engine.model_config.max_model_len) - 1
         self._vocabulary = int(engine.model_config.get_vocab_size())
+        # Steps of the trial are full on a GPU, where they may be too large for its memory.
+        full = engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens if self._device != "cpu" else 0
+        self._trial = trial.rows(policy.tokenizer, self._vocabulary, self.max_length, full)
 
     def _reload(self, model: str) -> None:
         """Other weights of the same architecture into the engine."""
@@ -368,17 +359,18 @@ class VllmScorer:
 
     def _try(self, again: bool = False) -> str:
         """What is wrong with the numbers; empty where nothing is."""
-        step = self._engine.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
-        ids, scored = _trial(self._vocabulary, self.max_length, step if self._device != "cpu" else 0)
-        rows = _COMPARED
-        if self._policy.adapter is not None and self._dtype != "float32":
-            rows = 1 + int(np.searchsorted(np.cumsum([*map(len, scored[:-1])]), _ADAPTER_TOKENS))
+        ids, scored = self._trial
+        few = trial.compared(scored, self._dtype)
         if again:
-            ids, scored = ids[:rows], scored[:rows]
+            ids, scored = ids[:few], scored[:few]
         if not self._compare:
             self.notes.append("vLLM's log-probabilities were not compared with those of transformers (compare=false)")
             return self._wrong(ids, scored, [], [], again)
-        return self._wrong(ids, scored, *_by_transformers(self._policy, self._dtype, ids[:rows], scored[:rows]), again)
+        policy = self._policy
+        expected, bare = trial.by_transformers(
+            policy.model, policy.config, policy.adapter, self._dtype, ids[:few], scored[:few]
+        )
+        return self._wrong(ids, scored, expected, bare, again)
 
     def _wrong(self, ids: Ids, scored: Ids, expected: Values, bare: Values, again: bool = False) -> str:
         """What is wrong with the numbers for these rows; empty where nothing is.
@@ -398,34 +390,31 @@ class VllmScorer:
                 turned = self._scored(self._path, ids[::-1], scored[::-1], progress.silent, self._adapter)[::-1]
             if few:
                 without = self._scored(self._path, ids[:few], scored[:few], progress.silent, None)
-        except InputError as error:
+        except P3Error as error:
             return str(error)
-        for against, name in ((turned, "those of the rows in reverse order"), (expected, "those of transformers")):
-            for row, (result, other) in enumerate(zip(values, against, strict=False)):
-                apart = np.abs(result - other)
-                found = apart.max() if self._dtype == "float32" else apart.mean()
-                # Not "greater than", so that what is no number is wrong too.
-                if not found <= (_EXACT if self._dtype == "float32" else _HALF):
-                    return f"row {row} of the trial has log-probabilities {found:.2g} nats from {name}"
-        return self._wrong_adapter(values[:few], without, expected, bare) if few else ""
+        wrong = trial.apart(values, turned, "those of the rows in reverse order", self._dtype) or trial.apart(
+            values, expected, "those of transformers", self._dtype
+        )
+        if not wrong and few:
+            wrong = self._wrong_change("the adapter", (without, values[:few]), (bare, expected))
+        if not wrong and expected:
+            wrong = self._wrong_step(without or values[: len(expected)], bare or expected)
+        return wrong
 
-    def _wrong_adapter(self, values: Values, without: Values, expected: Values, bare: Values) -> str:
-        """What is wrong with what the adapter changes; empty where nothing is, or rounding hides it.
-
-        In half precision, an adapter that is not applied at all changes less than what two engines differ by. So the
-        change from the bare model is looked at by itself, over all positions together.
-        """
-        effect = np.concatenate(expected) - np.concatenate(bare)
-        share, error_of = _share(np.concatenate(values) - np.concatenate(without), effect)
-        slack = _SHARE + 3 * error_of
-        if not slack < _UNCLEAR:
-            self.notes.append(
-                f"the adapter changes the trial's log-probabilities by {np.abs(effect).mean():.2g} nats in the mean: "
-                "too little beside rounding to see whether vLLM applies it rightly"
-            )
-        elif not abs(share - 1) <= slack:
-            return f"vLLM applies {share:.2f} of what the adapter changes in transformers"
+    def _wrong_step(self, values: Values, expected: Values) -> str:
+        """What is wrong with the change from the weights before, without adapters: they may not have been replaced."""
+        last, now = self._compared, self._policy.fingerprint
+        if last and last[0] != now:
+            wrong = self._wrong_change("the step to these weights", (last[2], values), (last[1], expected))
+            if wrong:
+                return wrong
+        self._compared = (now, expected, values)
         return ""
+
+    def _wrong_change(self, cause: str, seen: tuple[Values, Values], due: tuple[Values, Values]) -> str:
+        wrong, note = trial.change("vLLM", cause, seen, due)
+        self.notes += [note] if note else []
+        return wrong
 
     def _scored(self, path: _Path, ids: Ids, scored: Ids, advance: Callable[[int, int], None], adapter: Any) -> Values:
         if self._engine is None:
@@ -450,7 +439,7 @@ class VllmScorer:
             # Rows that are still in the engine would come back with those of the next call.
             self.close()
             if isinstance(error, Exception):
-                raise InputError(f"vLLM failed, and is closed: {_reason(error)}") from error
+                raise EngineError(f"vLLM failed, and is closed: {_reason(error)}") from error
             raise
         values = []
         for row, output in enumerate(outputs):
@@ -537,61 +526,6 @@ def _revision(policy: _Policy) -> str | None:
 def _step(room: int, vocabulary: int) -> int:
     """Tokens of a step whose logits fit these bytes; 0 where not even one does."""
     return min(STEP_TOKENS, room // (_COPIES * vocabulary))
-
-
-def _by_transformers(policy: _Policy, dtype: str, ids: Ids, scored: Ids) -> tuple[Values, Values]:
-    """What the model's plain forward gives, with the adapter and (empty where there is none) without.
-
-    On the CPU, as the GPU's memory is the engine's. With an adapter in float32, so that what it changes is free of
-    rounding: only vLLM's is left in the comparison.
-    """
-    dtype = dtype if policy.adapter is None else "float32"
-    need = checkpoints.empty(policy.config).num_parameters() * checkpoints.DTYPES[dtype].itemsize
-    free = psutil.virtual_memory().available
-    if need > free:
-        raise InputError(
-            f"model {policy.model!r}: to compare vLLM with transformers takes {need / 2**30:.0f} GiB of memory, and "
-            f"{free / 2**30:.0f} GiB are free; the option compare=false leaves it out"
-        )
-    network = checkpoints.network(policy.model, "cpu", dtype)
-    plain = _forward(network, ids, scored)
-    if policy.adapter is None:
-        return plain, []
-    network, _ = checkpoints.adapt(network, policy.adapter)
-    return _forward(network, ids, scored), plain
-
-
-def _forward(network: Any, ids: Ids, scored: Ids) -> Values:
-    """One row at a time, with no short cut."""
-    values = []
-    for row, positions in zip(ids, scored, strict=True):
-        with torch.no_grad():
-            logits = network(input_ids=torch.from_numpy(row[None].astype(np.int64))).logits[0]
-        values.append(log_probabilities(logits[positions - 1], row[positions]))
-    return values
-
-
-def _share(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[float, float]:
-    """The multiple of an expected change (n,) that is nearest to one that is found (n,), and its standard error."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    power = float(b @ b)
-    if not power:
-        return 0.0, np.inf
-    share = float(a @ b) / power
-    return share, float(np.linalg.norm(a - share * b)) / np.sqrt((len(b) - 1) * power)
-
-
-def _trial(vocabulary: int, longest: int, step: int) -> tuple[Ids, Ids]:
-    """Rows to try an engine on, the shorter ones first; together more than a step of that many tokens."""
-    random = np.random.default_rng(0)
-    # Special tokens are below 100, and rare ones far above.
-    first = 100 if vocabulary >= 1000 else 0
-    most = min(longest, max(_TRIAL_TOKENS + 8, 2 * step // _TRIAL_ROWS))
-    lengths = np.linspace(min(_TRIAL_TOKENS, most), most, _TRIAL_ROWS).astype(int)
-    ids = [random.integers(first, min(vocabulary, 5000), length).astype(np.int32) for length in lengths]
-    # Not from the first token on, and with gaps, as rows are; the shortest rows have no room for that.
-    scored = [np.arange(len(row) // 4 + 1, len(row), dtype=np.int32) for row in ids]
-    return ids, [np.delete(positions, 2) if len(positions) > 3 else positions for positions in scored]
 
 
 @dataclass(frozen=True)

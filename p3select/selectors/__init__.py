@@ -27,6 +27,8 @@ BUILTIN = {
     "facility": ("p3select.selectors.facility:facility", ""),
     "d2": ("p3select.selectors.d2:d2", ""),
     "deita": ("p3select.selectors.deita:deita", ""),
+    "ifd": ("p3select.selectors.ifd:ifd", ""),
+    "middle": ("p3select.selectors.middle:middle", ""),
     "uniform": ("p3select.selectors.uniform:uniform", ""),
 }
 

@@ -22,6 +22,7 @@ import math
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +35,7 @@ from p3select.errors import InputError
 from p3select.selectors import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -71,7 +72,7 @@ FINALISTS = 128
 """Rows brought up to date in float64 at a time."""
 
 FINALIST_BYTES = 2**28
-"""Room for the columns of finalists, of which there is room for ``UNFILTERED`` rows at least."""
+"""Room for the columns and embeddings of finalists, of which there is room for ``UNFILTERED`` rows at least."""
 
 REFRESHED = 512
 """Rows of one matrix product, which one thread does: at most so many, and"""
@@ -91,6 +92,9 @@ def dpp(
     limits: Limits | None = None,
     method: str = "auto",
     seed: int | Sequence[int] = 0,
+    cells: int | None = None,
+    probes: int | None = None,
+    neighbours: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows that greedily maximise log det L_S, L_ij = q_i q_j S_ij, by default S_ij = exp((cos_ij − 1) / scale).
 
@@ -119,6 +123,9 @@ def dpp(
             said here holds for ``dpp``, and :func:`p3select.selectors.dpp_local.dpp_local` and
             :func:`p3select.selectors.dpp_torch.dpp_torch` say what holds for the others; ``auto``: :func:`choose`.
         seed: For ``dpp-local``. The exact greedy draws nothing.
+        cells: For ``dpp-local``, asked for by name, like the next two; see there for what None means.
+        probes: Nearest cells of a row in which its near picks are sought.
+        neighbours: Picks that a row is conditioned on.
 
     Returns:
         (rows, gains): (k,) int64 in the order picked, and (k,) float64 det L_S after / before each pick, which
@@ -130,10 +137,12 @@ def dpp(
     Raises:
         InputError: Embeddings or quality that cannot be used (the message names the row), k outside 1…n, a scale
             that is not positive and finite or given with ``linear``, an unknown method or similarity, rows to keep that
-            are not there or do not fit, or more memory needed than the machine has left.
+            are not there or do not fit, options of another method, or more memory needed than there is left.
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: there are {', '.join(METHODS)}")
+    local = {"cells": cells, "probes": probes, "neighbours": neighbours}
+    local_alone(method, local)
     x, q, k = embedded("dpp", embeddings, quality, k)
     shape = x.shape
     if method == "auto" and len(shape) == 2:
@@ -145,22 +154,62 @@ def dpp(
     if method == "dpp-local":
         from p3select.selectors.dpp_local import dpp_local  # it builds on this module
 
-        return dpp_local(x, q, k, scale=scale, similarity=similarity, keep=keep, limits=limits, seed=seed)
+        return dpp_local(x, q, k, scale=scale, similarity=similarity, keep=keep, limits=limits, seed=seed, **local)
     afford("dpp", needed_bytes(q.size, shape[-1], k), k, q.size, "selector dpp-local")
+    with kernel.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
+        return exact(partial(_greedy, pool), x, q, k, scale, similarity, keep, limits)
+
+
+def local_alone(method: str, given: Mapping[str, int | None]) -> None:
+    """Refuse what only ``dpp-local`` takes, where another method or selector is asked for, ``auto`` too.
+
+    Raises:
+        InputError: One of those given is not None.
+    """
+    for name, value in given.items():
+        if value is not None and method != "dpp-local":
+            raise InputError(f"{name} {value}: is for dpp-local, asked for by name; not for {method!r}")
+
+
+def exact(
+    greedy: Callable[..., tuple[NDArray[np.int64], NDArray[np.float64], float]],
+    x: NDArray[Any],
+    q: NDArray[np.float64],
+    k: int,
+    scale: float | None,
+    similarity: str,
+    keep: ArrayLike | None,
+    limits: Limits | None,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """What a greedy selects that rules out in float32, by a margin, and decides in float64.
+
+    Args:
+        greedy: A function of (embeddings in float32 or float64; the same in float32 of norm 1; q; k; similarity;
+            limits; margin), which gives rows, gains, and 0 or a margin that would have been wide enough.
+        x: (n, d) of norm 1.
+        q: (n,).
+        k: 1 ≤ k ≤ n.
+        scale: As for :func:`dpp`, as are the next three.
+        similarity: By name.
+        keep: Places of rows to keep.
+        limits: Not used up: the greedy has a copy.
+
+    Raises:
+        InputError: As :func:`dpp`.
+    """
     if x.dtype != np.float32:
-        x = x.astype(np.float64)
+        x = x.astype(np.float64, copy=False)
     unit = kernel.unit_rows(x, np.float32)
     kind = checked_similarity(x, similarity, scale)
     priority = bounded.first(q, keep)
     margin = MARGIN * (1.0 + 1.0 / kind.h)
-    with neighbors.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
-        while True:
-            left = bounded.checked(limits, q.size, keep, k)
-            rows, gains, wrong = _greedy(x, unit, priority, k, kind, left, pool, margin)
-            if wrong <= 0:
-                return completed(rows, gains, q, k, priority, keep, left)
-            # A float32 value was off by more than its margin: what it ruled out may have been wrong.
-            margin = wrong
+    while True:
+        left = bounded.checked(limits, q.size, keep, k)
+        rows, gains, wrong = greedy(x, unit, priority, k, kind, left, margin)
+        if wrong <= 0:
+            return completed(rows, gains, q, k, priority, keep, left)
+        # A float32 value was off by more than its margin: what it ruled out may have been wrong.
+        margin = wrong
 
 
 def choose(n: int, d: int, k: int) -> tuple[str, str]:
@@ -261,13 +310,13 @@ def reserved(rows: int, columns: int, dtype: type) -> NDArray[Any]:
 
 
 def _greedy(
+    pool: ThreadPoolExecutor,
     x: NDArray[Any],
     unit: NDArray[np.float32],
     q: NDArray[np.float64],
     k: int,
     similarity: Similarity,
     limits: Limits,
-    pool: ThreadPoolExecutor,
     margin: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
     """Picks and gains up to k or the rank; and 0, or a margin that would have been enough where this one was not."""
@@ -278,7 +327,7 @@ def _greedy(
         squared[kernel.second_copies(x, q)] = 0.0
     filtered = n > UNFILTERED
     coarse = _level(n if filtered else 1, k, d, np.float32)
-    fine = _level(_slots(n, k), k, d, np.float64)
+    fine = _level(_slots(n, d, k), k, d, np.float64)
     room, room64 = ([reserved(REFRESHED, k, t) for _ in range(neighbors.threads())] for t in (np.float32, np.float64))
     unit64 = np.empty((len(fine.seen), d))
     slot, owner = np.full(n, -1), np.full(len(fine.seen), -1)
@@ -615,19 +664,21 @@ def completed(
     return np.concatenate([rows, rest]), np.concatenate([gains, np.zeros(len(rest))])
 
 
-def _slots(n: int, k: int) -> int:
-    return min(n, max(UNFILTERED, FINALIST_BYTES // (8 * k)))
+def _slots(n: int, d: int, k: int) -> int:
+    return min(n, max(UNFILTERED, FINALIST_BYTES // (8 * (k + d))))
 
 
 def needed_bytes(n: int, d: int, k: int) -> int:
-    """Memory that the exact greedy takes at most, in bytes, beside the embeddings.
+    """Memory that the exact greedy takes at most, in bytes, beside the embeddings in float32 or float64.
 
-    The columns of every row in float32, of the finalists in float64, the Cholesky factor in both, and the rows that
-    a matrix product works on. Usually less than half of it is used.
+    The embeddings in float32, the columns of every row in float32, of the finalists in float64, the Cholesky factor in
+    both, the rows that a matrix product works on, and some twelve numbers for each row. Of many picks usually less
+    than half of it is used.
     """
-    filtered = n > UNFILTERED
-    columns = 4 * n * k * filtered + 8 * _slots(n, k) * (k + d) + 12 * REFRESHED * neighbors.threads() * k
-    return 4 * n * d + columns + 12 * k * (k + d)
+    rows = n * (4 * d + 4 * k * (n > UNFILTERED) + 100)
+    finalists = _slots(n, d, k) * (8 * (k + d) + 24)
+    products = 12 * REFRESHED * neighbors.threads() * (k + d + 2 * BLOCK)
+    return rows + finalists + products + 12 * k * (k + d) + 12 * (k + BLOCK) * BLOCK
 
 
 def _on_device(n: int, d: int, k: int) -> int:
@@ -658,12 +709,39 @@ def afford(name: str, need: int, k: int, n: int, remedy: str) -> None:
         )
 
 
-def _memory() -> int | None:
-    """Bytes that are available (Linux), or in the machine (macOS); None where neither can be asked."""
-    meminfo = Path("/proc/meminfo")
+def _memory(root: Path = Path("/")) -> int | None:
+    """Bytes that are available to this process (Linux), or in the machine (macOS); None where neither can be asked."""
+    left = _allowed(root)
+    meminfo = root / "proc/meminfo"
     if meminfo.is_file():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    if hasattr(os, "sysconf"):
-        return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))
-    return None
+        left.append(int(_fields(meminfo)["MemAvailable:"]) * 1024)
+    elif hasattr(os, "sysconf"):
+        left.append(int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")))
+    return max(0, min(left)) if left else None
+
+
+def _allowed(root: Path) -> list[int]:
+    """Bytes left of each limit that control groups (a container's, say) and ``ulimit -v`` set, on Linux."""
+    left = []
+    for group in neighbors.control_groups("memory", root):
+        for limit, used, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
+                # What is kept of files that were read is given up when memory is asked for.
+                files = int(_fields(group / "memory.stat")[cache])
+                left.append(int(most) - int((group / used).read_text()) + files)
+    statm = root / "proc/self/statm"
+    if statm.is_file():
+        import resource  # not on Windows
+
+        space, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if space != resource.RLIM_INFINITY:
+            left.append(space - int(statm.read_text().split()[0]) * resource.getpagesize())
+    return left
+
+
+def _fields(file: Path) -> dict[str, str]:
+    """The first two words of every line."""
+    return dict(line.split()[:2] for line in file.read_text().splitlines())

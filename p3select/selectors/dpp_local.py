@@ -47,8 +47,11 @@ DEPTH = 0.97
 SOLVED_BYTES = 2**27
 """Room for what was solved for rows evaluated lately."""
 
-KNOWN_ROWS = 1_000
+KNOWN_ROWS = 300
 """Nearest earlier picks that :func:`accuracy` takes for all of them; up to four times as many picks it solves whole."""
+
+KNOWN_NEIGHBOURS = 6
+"""How many times the neighbours that a row was conditioned on these are at least."""
 
 
 class _Rows(NamedTuple):
@@ -109,18 +112,19 @@ def dpp_local(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The rows that nearly maximise log det L_S, each judged by its nearest picks; see :func:`p3select.dpp`.
 
-    Rows of equal bound are taken in their order. What is missing past the rank is filled as by ``dpp``; here a row
-    counts as a copy of those picked when its variance is below 4e-6 (1 + 1 / scale).
+    Rows of equal bound are taken in their order. What is missing when all rows that can be told apart are picked is
+    filled as by ``dpp``; here a row counts as a copy of those picked when its variance is below 4e-6 (1 + 1 / scale).
+    A rank that is lower than that, as of ``linear``, is not seen from the nearest picks alone.
 
     Args:
         embeddings: (n, d) of norm 1. A C-contiguous float32 array is used as it is, without a copy.
         quality: (n,) ≥ 0.
         k: 1 ≤ k ≤ n.
         scale: As for ``dpp``.
-        similarity: As for ``dpp``.
+        similarity: As for ``dpp``; ``linear`` up to k = d.
         keep: As for ``dpp``.
         limits: As for ``dpp``.
-        seed: Draws the cells' first centres. The number of threads has no influence.
+        seed: Draws the cells' first centres. The number of threads has no influence; whether FAISS finds a GPU has.
         cells: k-means cells; None: one for 40 picks, at most 2,048 and at most one for 100 rows.
         probes: Nearest cells of a row in which its near picks are sought; None: 16 below k = 2,500, 8 below 50,000,
             then 4.
@@ -131,16 +135,22 @@ def dpp_local(
         (rows, gains) as ``dpp``. The gains are those given the nearest picks, at least the true ones; they never
         rise, and the sum of their logarithms is **more** than log det L_S: :func:`accuracy` says by how much.
 
-        Memory beside the embeddings is that of :func:`needed_bytes`: 0.7 GB for 1,000,000 rows, k = 10,000, d = 384.
+        Memory beside the embeddings is at most that of :func:`needed_bytes`: 0.7 GB for 1,000,000 rows, k = 10,000,
+        d = 384.
 
     Raises:
-        InputError: As ``dpp``; or cells, probes or neighbours out of their range.
+        InputError: As ``dpp``; cells, probes or neighbours out of their range; or ``linear`` with k > d.
     """
     embeddings, q, k = embedded("dpp-local", embeddings, quality, k)
     x = np.ascontiguousarray(embeddings, np.float32)
     inverse = 1.0 / kernel.checked_norms(x)
     kind = dpp.checked_similarity(embeddings, similarity, scale)
     n, d = x.shape
+    if similarity == "linear" and k > d:
+        raise InputError(
+            f"dpp-local of k = {k}: similarity 'linear' of {d} dimensions tells {d} rows apart, which is not seen from "
+            "the nearest picks: choose similarity gaussian, selector dpp, or a smaller k"
+        )
     cells, probes, neighbours = parameters(n, k, cells, probes, neighbours)
     dpp.afford("dpp-local", needed_bytes(n, d, k, cells, probes, neighbours), k, n, "fewer neighbours")
     priority, left = bounded.first(q, keep), bounded.checked(limits, n, keep, k)
@@ -194,13 +204,15 @@ def accuracy(
     *,
     scale: float | None,
     similarity: str = "gaussian",
+    neighbours: int | None = None,
     picks: int = 64,
     seed: int | Sequence[int] = 0,
 ) -> dict[str, float | int | bool]:
     """How much the gains of ``dpp-local`` claim too much, on the data at hand.
 
-    Up to ``4 · KNOWN_ROWS`` picks log det is computed whole, in float64. Above, some picks are drawn, and for each
-    the gain is computed given its ``KNOWN_ROWS`` nearest earlier picks: nearly its true gain, and at least that.
+    Up to ``4 · KNOWN_ROWS`` picks log det is computed whole, in float64. Above, some picks are drawn, and for each the
+    gain is computed given its ``KNOWN_ROWS`` nearest earlier picks, which is at least its true gain: what is claimed
+    too much is at least what is told, and was a third more in a test with rows in clusters.
 
     Args:
         embeddings: (n, d) of norm 1.
@@ -209,6 +221,8 @@ def accuracy(
         gains: (k,), as :func:`dpp_local` returned them. Rows filled in with gain 0 are left out.
         scale: h of the similarity; None for ``linear``.
         similarity: As it was given there.
+        neighbours: As they were given there, or None. Of many, ``KNOWN_NEIGHBOURS`` times as many nearest earlier picks
+            are taken in place of ``KNOWN_ROWS``.
         picks: To draw.
         seed: Draws them.
 
@@ -221,15 +235,16 @@ def accuracy(
     unit = kernel.unit_rows(np.asarray(embeddings)[rows[some]])
     q = np.asarray(quality, np.float64)[rows[some]]
     claimed = np.log(gains[some])
-    if len(some) <= 4 * KNOWN_ROWS:
-        s = dpp.block(unit, unit, kind)
-        s[np.diag_indices(len(s))] = 1.0 + dpp.VARIANCE_FLOOR
-        known = 2.0 * np.log(q) + 2.0 * np.log(np.linalg.cholesky(s).diagonal())
-    else:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(some), picks, replace=False))
-        known = 2.0 * np.log(q[drawn]) + [math.log(_given(unit, pick, kind)) for pick in drawn]
-        claimed = claimed[drawn]
-    exact = len(some) <= 4 * KNOWN_ROWS
+    count = max(KNOWN_ROWS, KNOWN_NEIGHBOURS * (neighbours or 0))
+    exact = len(some) <= 4 * count
+    with kernel.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
+        if exact:
+            known = 2.0 * np.log(q) + 2.0 * np.log(_factor(unit, kind).diagonal())
+        else:
+            drawn = np.sort(np.random.default_rng(seed).choice(len(some), picks, replace=False))
+            given = pool.map(lambda pick: _given(unit[:pick], unit[pick], count, kind), drawn)
+            known = 2.0 * np.log(q[drawn]) + np.log(list(given))
+            claimed = claimed[drawn]
     return {
         "claimed": float(claimed.mean()),
         "log_gain": float(known.mean()),
@@ -239,36 +254,58 @@ def accuracy(
     }
 
 
-def _given(unit: NDArray[np.float64], pick: int, kind: Similarity) -> float:
-    """The variance of a pick given its nearest earlier ones."""
-    earlier = unit[:pick]
-    near = earlier[np.argsort(-(earlier @ unit[pick]), kind="stable")[:KNOWN_ROWS]]
-    s = dpp.block(near, near, kind)
+def _given(earlier: NDArray[np.float64], pick: NDArray[np.float64], count: int, kind: Similarity) -> float:
+    """The variance of a pick given its nearest earlier ones, at most so many."""
+    if len(earlier) > count:
+        earlier = earlier[np.argpartition(earlier @ pick, -count)[-count:]]
+    # The pick comes last: what its row of the factor has on the diagonal is its variance given the others.
+    return float(_factor(np.vstack([earlier, pick]), kind)[-1, -1] ** 2)
+
+
+def _factor(unit: NDArray[np.float64], kind: Similarity) -> NDArray[np.float64]:
+    """The Cholesky factor of the similarity of some rows."""
+    s = dpp.block(unit, unit, kind)
     s[np.diag_indices(len(s))] = 1.0 + dpp.VARIANCE_FLOOR
-    own = dpp.block(near, unit[pick : pick + 1], kind)[:, 0]
-    return max(1.0 - float(np.dot(own, np.linalg.solve(s, own))), dpp.VARIANCE_FLOOR)
+    return np.linalg.cholesky(s)
 
 
 def needed_bytes(n: int, d: int, k: int, cells: int, probes: int, neighbours: int) -> int:
-    """Memory that the selection takes at most, in bytes, beside the embeddings in float32."""
+    """Memory that the selection takes at most, in bytes, beside the embeddings in float32.
+
+    Some numbers for each row, the picks, and the larger of what k-means works on and of what is solved for rows.
+    """
+    triangle = neighbours * (neighbours + 1) // 2
+    seats = _seats(_batch(cells, probes), neighbours)
+    training = 4 * neighbors.TRAIN_ROWS * cells * 3 * d
     return (
-        n * (8 * probes + 8 * neighbours + 64)
+        n * (8 * probes + 8 * neighbours + 128)
         + 4 * k * (d + 8)
-        + 4 * cells * (41 * d + neighbors.BLOCK_ROWS * neighbors.threads())
-        + SOLVED_BYTES
+        + 4 * cells * (2 * d + neighbors.BLOCK_ROWS * neighbors.threads())
+        + max(training, seats * (8 * (triangle + neighbours) + 20))
     )
+
+
+def _batch(cells: int, probes: int) -> int:
+    """Rows that are evaluated together.
+
+    After a pick, probes / cells of all rows are out of date: many more than its inverse are evaluated for nothing.
+    """
+    return min(max(4 * cells // probes, 32), 1_024)
+
+
+def _seats(batch: int, neighbours: int) -> int:
+    """Rows for which what was solved is remembered."""
+    return max(4 * batch, SOLVED_BYTES // (8 * (neighbours * (neighbours + 1) // 2 + neighbours)))
 
 
 def _select(rows: _Rows, picks: _Picks, kind: Similarity, limits: Limits) -> int:
     """Pick until there are k, or no row is left that is not a copy; returns how many were picked."""
     n, m = rows.near.shape
     k, jitter = len(picks.rows), JITTER * (1.0 + 1.0 / kind.h)
-    # After a pick, probes / cells of all rows are out of date: a batch much larger than its inverse is evaluated for
-    # nothing.
-    batch = int(np.clip(4 * len(picks.last) // rows.cells.shape[1], 32, 1_024))
+    batch = _batch(len(picks.last), rows.cells.shape[1])
     todo, places = np.empty(batch, np.int64), np.empty(batch, np.int64)
     triangle = m * (m + 1) // 2
-    seats = max(4 * batch, SOLVED_BYTES // (8 * (triangle + m)))
+    seats = _seats(batch, m)
     solved = _Solved(
         *(np.zeros(n, np.int32), np.full(seats, -1, np.int64), np.zeros(2, np.int64), np.zeros(seats, np.int64)),
         np.zeros(seats, np.int32),

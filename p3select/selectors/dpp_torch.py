@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,20 +88,8 @@ def dpp_torch(
     x, q, k = embedded("dpp-torch", embeddings, quality, k)
     place = _device(device)
     _afford(x.shape, k, place)
-    if x.dtype != np.float32:
-        x = x.astype(np.float64)
-    unit = torch.from_numpy(kernel.unit_rows(x, np.float32)).to(place)
-    kind = dpp.checked_similarity(x, similarity, scale)
-    priority = bounded.first(q, keep)
-    margin = dpp.MARGIN * (1.0 + 1.0 / kind.h)
     with _whole_float32():
-        while True:
-            left = bounded.checked(limits, q.size, keep, k)
-            rows, gains, wrong = _greedy(x, unit, priority, k, kind, left, margin)
-            if wrong <= 0:
-                return dpp.completed(rows, gains, q, k, priority, keep, left)
-            # A float32 value was off by more than its margin: what it ruled out may have been wrong.
-            margin = wrong
+        return dpp.exact(partial(_greedy, place), x, q, k, scale, similarity, keep, limits)
 
 
 def needed_bytes(n: int, d: int, k: int) -> int:
@@ -198,8 +187,9 @@ def _picks(k: int, d: int, dtype: Any, device: Any) -> _Picks:
 
 
 def _greedy(
+    device: torch.device,
     x: NDArray[Any],
-    unit: Any,
+    unit: NDArray[np.float32],
     q: NDArray[np.float64],
     k: int,
     similarity: Similarity,
@@ -207,10 +197,10 @@ def _greedy(
     margin: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
     """Picks and gains up to k or the rank; and 0, or a margin that would have been enough where this one was not."""
-    (n, d), device = x.shape, unit.device
+    n, d = x.shape
     squared = torch.from_numpy(np.square(q)).to(device)
     known = _Rows(
-        unit,
+        torch.from_numpy(unit).to(device),
         torch.empty((n, k), dtype=torch.float32, device=device),
         torch.zeros(n, dtype=torch.int64, device=device),
         torch.ones(n, dtype=torch.float64, device=device),

@@ -45,8 +45,8 @@ def kdpp(
         quality: (n,) ≥ 0; see :func:`p3select.kernel.quality`.
         k: 1 ≤ k ≤ n, and at most the rank of L.
         scale: h of ``gaussian`` and ``cauchy``; None: the data's own, by :func:`p3select.kernel.scale`.
-        similarity: ``gaussian`` or ``cauchy``, as for ``dpp``: rank up to n, time O(n³), memory :func:`needed_bytes`.
-            ``linear``, S_ij = cos_ij: rank up to d, time O(n (d² + k²)), memory O(n d).
+        similarity: ``gaussian`` or ``cauchy``, as for ``dpp``: rank up to n, time O(n³).
+            ``linear``, S_ij = cos_ij: rank up to d, time O(n (d² + k²)). Memory: :func:`needed_bytes`.
         seed: Of :func:`numpy.random.default_rng`. For a new draw in each epoch put the epoch into it.
 
     Returns:
@@ -59,12 +59,13 @@ def kdpp(
     """
     embeddings, q, k = embedded("kdpp", embeddings, quality, k)
     kind = dpp.checked_similarity(embeddings, similarity, scale)
+    need = needed_bytes(q.size, embeddings.shape[-1], k, similarity)
+    remedy = "selector dpp or dpp-local" if similarity == "linear" else "similarity linear, selector dpp or dpp-local"
+    dpp.afford("kdpp", need, k, q.size, remedy)
     if similarity == "linear":
         features = kernel.unit_rows(embeddings) * q[:, None]
         values, dual = eigh(features.T @ features)
     else:
-        remedy = "similarity linear, selector dpp or dpp-local"
-        dpp.afford("kdpp", needed_bytes(q.size, k), k, q.size, remedy)
         unit = kernel.unit_rows(embeddings)
         matrix = dpp.block(unit, unit, kind)
         matrix *= q[:, None]
@@ -88,9 +89,14 @@ def kdpp(
     return _listed(rows, part)
 
 
-def needed_bytes(n: int, k: int) -> int:
-    """Memory that a draw with a kernel of full rank takes, in bytes: L, its eigenvectors, LAPACK's work, and 2 n k."""
-    return 32 * n * n + 16 * n * k
+def needed_bytes(n: int, d: int, k: int, similarity: str) -> int:
+    """Memory that a draw takes, in bytes, beside the embeddings.
+
+    The rows in float64, and once more times their quality; or of a kernel of full rank L, its eigenvectors and LAPACK's
+    work. And 2 n k for the projection.
+    """
+    matrices = 16 * n * d + 40 * d * d if similarity == "linear" else 8 * n * d + 32 * n * n
+    return matrices + 16 * n * k
 
 
 def log_symmetric(log_values: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -166,11 +166,17 @@ class P3SelectPlugin(BasePlugin):  # type: ignore[misc]
         """Attach the run to the trainer.
 
         Raises:
-            InputError: As :func:`p3select.trainers.hf.attach`, or the processes do not know of each other.
+            InputError: As :func:`p3select.trainers.hf.attach`, or the processes do not know of each other, or axolotl
+                loaded the datasets without the plugin.
             MismatchError: As there.
         """
         from p3select.trainers import hf
 
+        if self.rows is None:
+            raise InputError(
+                "axolotl did not let the p3select plugin load the datasets; load them with "
+                "PluginManager.get_instance().load_datasets(cfg), as 'axolotl train' does"
+            )
         if trainer.args.world_size != cfg.world_size:
             raise InputError(
                 f"{cfg.world_size} processes were started, and each would train by itself; on a machine without a GPU, "

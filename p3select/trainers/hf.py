@@ -25,6 +25,7 @@ from p3select import (
     constraints,
     difficulties,
     embeddings,
+    fingerprints,
     index,
     kernel,
     paces,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from p3select.index import Selection
     from p3select.tokens import TokenRow
 
+# Of transformers: the oldest and the newest that this was run with. Trainer._get_train_sampler is no public interface.
+VERSIONS = ("5.6", "5.23")
 CHECKS = ("loss", "tokens", "text", "none")
 # Rows compared at a time.
 BLOCK_ROWS = 1024
@@ -152,7 +155,7 @@ def attach(
     Raises:
         InputError: Options, settings of the trainer, or a kind of train dataset with which it cannot be done; or
             index files that are missing or differ in length. In training: fewer rows are eligible than the budget
-            asks for, or a selected row is not in the train dataset.
+            asks for, or a row that is selected, or live could be, is not in the train dataset.
         MismatchError: Index files of other data or another number of epochs. In training: the train dataset's rows
             are not the run's, or what the run folder or the checkpoint holds comes from another training.
     """
@@ -178,6 +181,11 @@ def attach(
     handling = {"overwrite": overwrite, "show_progress": show_progress}
     if not isinstance(trainer, transformers.Trainer):
         raise InputError(f"trainer: a {type(trainer).__name__}, not a transformers.Trainer or a child of it")
+    if not hasattr(trainer, "_get_train_sampler"):
+        raise InputError(
+            f"transformers {transformers.__version__}: its Trainer has no _get_train_sampler, in whose place attach "
+            f"puts its own; install one from {' to '.join(VERSIONS)}"
+        )
     if isinstance(getattr(trainer._get_train_sampler, "__self__", None), _Attached):
         raise InputError("trainer: is attached to a run already; make a new trainer")
     if check not in CHECKS:
@@ -219,7 +227,12 @@ def dataset(run: Run | str | Path) -> Any:
         raise MissingLibraryError("trainers.hf.dataset", "datasets", "trl") from None
     run = run if isinstance(run, Run) else Run(run)
     rows = run.dataset().rows()
-    return datasets.Dataset.from_list([{"row": number, **row} for number, row in enumerate(rows)])
+    # Not from_list, which has the columns of the first row only.
+    names = dict.fromkeys(name for row in rows for name in row)
+    # TRL takes null for tools, and none for these.
+    lacking: dict[str, Any] = {"chat_template_kwargs": {}}
+    columns = {name: [row.get(name, lacking.get(name)) for row in rows] for name in names}
+    return datasets.Dataset.from_dict({"row": list(range(len(rows))), **columns})
 
 
 class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
@@ -238,7 +251,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         self.trainer, self.source, self.epochs = trainer, source, epochs
         self.shuffle, self.check, self.tokenizer, self.numbers = shuffle, check, tokenizer, numbers
         self.batches: Any = None
-        # Epochs begun, and the order of rows of the one that a checkpoint is from the middle of.
+        # Epochs begun, and the order of rows, or packs, of the one that a checkpoint is from the middle of.
         self.done, self.resumed = 0, None
         # Epoch → what its rows were, in any order.
         self.trained: dict[str, str] = {}
@@ -282,9 +295,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         self.done, inside = divmod(state.global_step, steps)
         self.resumed, self.trained = None, {}
         if state.global_step:
-            known = state.stateful_callbacks.get(_KEY)
-            if known is None:
-                raise MismatchError("the checkpoint is of a training without p3select: begin a new training")
+            known = self._known(state)
             if known["steps"] != steps:
                 raise MismatchError(
                     f"the checkpoint's epochs have {known['steps']} steps, these {steps}: resume with the budget, "
@@ -292,6 +303,12 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 )
             if inside and args.ignore_data_skip:
                 raise InputError("ignore_data_skip=True would train rows of the resumed epoch twice: leave it False")
+            if inside and known["per_step"] != _per_step(args):
+                raise MismatchError(
+                    f"the checkpoint is from the middle of epoch {self.done + 1}, with {known['per_step']} rows (or "
+                    f"packs) a step, and now a step has {_per_step(args)}: resume with the batch size, gradient "
+                    "accumulation and number of processes that it began with, or from a checkpoint at an epoch's end"
+                )
             if inside:
                 self.resumed = known["order"]
             self._refuse_another_run(known["trained"])
@@ -299,6 +316,21 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         if self.check != "none":
             for rows, settings in self.source.candidates():
                 self._compare(rows, settings)
+        if isinstance(self.source, _Live):
+            self.source.refuse_missing(self.where)
+
+    def _known(self, state: Any) -> Any:
+        """What :meth:`on_epoch_begin` left in the checkpoint that a training goes on from."""
+        known = state.stateful_callbacks.get(_KEY)
+        if known is None:
+            raise MismatchError("the checkpoint is of a training without p3select: begin a new training")
+        # A trainer passes over files that are not there.
+        if getattr(self.trainer.lr_scheduler, "last_epoch", None) == 0:
+            raise MismatchError(
+                "the checkpoint has no optimizer or schedule, and both would begin anew: resume from one that was "
+                "saved with save_only_model=False, or begin a new training"
+            )
+        return known
 
     def _refuse_another_run(self, trained: Mapping[str, str]) -> None:
         """Refuse a checkpoint whose epochs had other rows than the run's; a trainer may take one up by itself."""
@@ -318,14 +350,6 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         self.trained[str(epoch)] = _digest(np.sort(rows))
         if self.shuffle:
             rows = shuffled(rows, args.seed if args.data_seed is None else args.data_seed, epoch)
-        order = _digest(rows)
-        if self.resumed not in (None, order):
-            raise MismatchError(
-                f"{self.source.run.index(epoch)}: not the rows, or not the order, with which the checkpoint began "
-                f"epoch {epoch}: the index was replaced, or shuffle or the seed changed. Resume from a checkpoint at "
-                "an epoch's end, or begin a new training"
-            )
-        self.resumed = None
         assert self.where is not None  # sampler() comes first: on_train_begin has seen to it
         gone = rows[self.where[rows] < 0]
         if len(gone):
@@ -334,9 +358,21 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 f"{few(gone)}); TRL drops rows of which max_length leaves nothing to train: raise it, or select anew"
             )
         self.positions = self.where[rows].tolist()
+        order = _digest(rows)
+        if self.batches is not None:
+            # Rows in the same order can be packed otherwise.
+            order = fingerprints.of_json([order, list(self.batches)])
+        if self.resumed not in (None, order):
+            raise MismatchError(
+                f"{self.source.run.index(epoch)}: not the rows, or not the order, with which the checkpoint began "
+                f"epoch {epoch}: the index was replaced, or {'' if self.batches is None else 'packing, '}shuffle or "
+                "the seed changed. Resume from a checkpoint at an epoch's end, or begin a new training"
+            )
+        self.resumed = None
         state.stateful_callbacks[_KEY] = {
             "epoch": epoch,
             "steps": self.steps(args),
+            "per_step": _per_step(args),
             "order": order,
             "trained": dict(self.trained),
         }
@@ -392,6 +428,10 @@ class _OneEpoch(_Attached):
                 "epoch: set max_steps to the steps of all epochs together, which the learning rates go by; "
                 "p3select.trainers.hf.steps_per_epoch says those of an epoch"
             )
+        if args.save_only_model:
+            raise InputError(
+                "save_only_model=True: the next epoch needs this one's optimizer and learning rate; set it to False"
+            )
         _refuse_settings(args, 1, self.source.k, self.steps(args), packed=self.batches is not None, counted=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -399,9 +439,7 @@ class _OneEpoch(_Attached):
         self.refuse_settings(args)
         assert isinstance(self.source, Indices)
         epoch, steps = self.source.epochs[0], self.steps(args)
-        known: Any = state.stateful_callbacks.get(_KEY) if state.global_step else {"epoch": 0, "end": 0, "trained": {}}
-        if known is None:
-            raise MismatchError("the checkpoint is of a training without p3select: begin a new training")
+        known: Any = self._known(state) if state.global_step else {"epoch": 0, "end": 0, "trained": {}}
         if self.where is None:
             raise InputError("the trainer does not use _get_train_sampler: its arguments were changed after attach")
         if (known["epoch"], known.get("end")) != (epoch - 1, state.global_step):
@@ -504,7 +542,9 @@ class _Live:
         show_progress: bool,
     ) -> None:
         self.trainer, self.run, self.epochs, self.tokenizer = trainer, run, epochs, tokenizer
-        self.scoring, self.selecting = scoring, selecting
+        # Read once: a file could be another by the next epoch.
+        listed = {name: constraints.listed(name, selecting[name], run) for name in ("include", "exclude")}
+        self.scoring, self.selecting = scoring, selecting | listed
         self.overwrite, self.show_progress = overwrite, show_progress
         self.dataset = run.dataset()
         self.k = constraints.budget_rows(selecting["budget"], len(self.dataset))
@@ -544,6 +584,24 @@ class _Live:
         if self.scoring["max_length"] is None:
             limits = (getattr(self.trainer.args, "max_length", None), self.engine.max_length)
             self.scoring["max_length"] = min((limit for limit in limits if limit is not None), default=None)
+
+    def refuse_missing(self, where: NDArray[np.int64]) -> None:
+        """Refuse rows that could be selected and cannot be trained, before they are: it might be in a late epoch.
+
+        Args:
+            where: (n,) where in the train dataset each row of the run is; −1 where it is not.
+        """
+        missing = np.setdiff1d(np.flatnonzero(where < 0), self.selecting["exclude"])
+        texts = dataclasses.replace(self.dataset, table=self.dataset.table.take(pa.array(missing))).rows()
+        encoded = tokens.encode(texts, self.tokenizer, **self.scoring)
+        # A row that cannot be scored is never selected.
+        missing = missing[[row.status in tokenised.SCORED for row in encoded]]
+        if len(missing):
+            raise InputError(
+                f"{len(missing)} rows that could be selected are not in the trainer's train_dataset (row "
+                f"{few(missing)}); TRL drops rows of which max_length leaves nothing to train: raise it, or give "
+                "attach these rows as exclude"
+            )
 
     def candidates(self) -> Iterator[tuple[NDArray[np.int64], Mapping[str, Any]]]:
         """All rows, and how they are tokenised."""
@@ -598,10 +656,13 @@ class _Live:
         made = index.read(path)
         asked = {"dataset_fingerprint": self.dataset.fingerprint, "epoch": epoch, "epochs": self.epochs}
         asked |= {**self.selecting, "selector": selection.name_of(self.selecting["selector"])}
+        asked |= {name: constraints.described(self.selecting[name]) for name in ("include", "exclude")}
         if self.selecting["selector"] == "auto":
             del asked["selector"]  # it was chosen
         if self.selecting["scale"] is None:
             del asked["scale"]  # it came from the data
+        if made.metadata["similarity"] is None:
+            del asked["similarity"]  # the selector takes none
         if not str(asked["budget"]).strip().endswith("%"):
             asked["budget"] = self.k  # "13" is the count 13
         found = dict(made.metadata)
@@ -643,6 +704,11 @@ def steps_per_epoch(k: int, batch: int, processes: int, accumulation: int) -> in
 def shuffled(rows: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """An epoch's rows in the order in which :func:`attach` has them trained, for a seed of the trainer."""
     return rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
+
+
+def _per_step(args: Any) -> int:
+    """Rows, or packs, of an optimiser step that is not an epoch's last."""
+    return int(args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
 
 
 def _digest(rows: NDArray[np.int64]) -> str:

@@ -1,4 +1,8 @@
-"""What was shown for which trainer: ``@pytest.mark.cell("axolotl", "2 processes")`` and ``pytest --cells FILE``."""
+"""What was shown for which trainer: ``@pytest.mark.cell("axolotl", "2 processes")`` and ``pytest --cells FILE``.
+
+A run with ``--cells`` is one of all tests of a trainer: what it does not show is no longer said of it, as code and
+tests may have changed since.
+"""
 
 import json
 import platform
@@ -7,8 +11,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-
-from tests.trainers.tiny import ROWS, VOCABULARY
 
 PACKAGES = ("p3select", "torch", "transformers", "accelerate", "datasets")
 # The worst result of a cell's tests is the cell's.
@@ -21,7 +23,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cell(trainer, cell): the cell of the table in docs/trainers.md that it shows")
-    config.pluginmanager.register(Cells(config.getoption("cells", None)))
+    file = config.getoption("cells", None)
+    some = config.option.keyword or config.option.markexpr or config.option.maxfail
+    if file is not None and (some or any("::" in one for one in config.args)):
+        raise pytest.UsageError("--cells: for all tests of a trainer; leave -k, -m, -x, --maxfail and :: out")
+    config.pluginmanager.register(Cells(file))
 
 
 def pytest_collection_modifyitems(items):
@@ -43,15 +49,13 @@ class Cells:
                 cells = self.found.setdefault(trainer, {})
                 cells[cell] = max(report.outcome, cells.get(cell, "passed"), key=RESULTS.index)
 
-    def pytest_sessionfinish(self, session):
-        if self.file is None or hasattr(session.config, "workerinput"):
+    def pytest_sessionfinish(self, session, exitstatus):
+        ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+        if self.file is None or not ended or hasattr(session.config, "workerinput"):
             return
         whole = json.loads(self.file.read_text()) if self.file.exists() else {}
         for trainer, cells in self.found.items():
             versions = {"python": platform.python_version(), **installed({*PACKAGES, trainer})}
-            known = whole.get(trainer, {})
-            # What other versions have shown says nothing of these.
-            cells = known["cells"] | cells if known.get("versions") == versions else cells
             whole[trainer] = {"versions": versions, "cells": dict(sorted(cells.items()))}
         self.file.write_text(json.dumps(dict(sorted(whole.items())), indent=2) + "\n")
 
@@ -69,6 +73,8 @@ def installed(names):
 @pytest.fixture(scope="session")
 def data(gsm8k, tmp_path_factory):
     """The shortest rows of GSM8K."""
+    from tests.trainers.tiny import ROWS
+
     path = tmp_path_factory.mktemp("data") / "rows.parquet"
     table = pl.read_parquet(gsm8k)
     length = table["prompt"].str.len_chars() + table["completion"].str.len_chars()
@@ -80,6 +86,8 @@ def data(gsm8k, tmp_path_factory):
 def tokenizer(smollm2, data):
     """SmolLM2's, with a vocabulary learned from the rows: most of a tiny model's time is its vocabulary."""
     from transformers import AutoTokenizer
+
+    from tests.trainers.tiny import VOCABULARY
 
     table = pl.read_parquet(data)
     whole = AutoTokenizer.from_pretrained(smollm2)

@@ -25,6 +25,7 @@ from axolotl.cli.config import load_cfg
 from axolotl.cli.train import do_train
 from axolotl.common.datasets import load_datasets
 from axolotl.integrations.base import PluginManager
+from axolotl.train import train
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.samplers import MultipackBatchSampler
 from datasets import Dataset
@@ -264,6 +265,9 @@ def test_packing(selected, rows_of, configure, tmp_path):
     assert resumed["epochs"][0] == found["epochs"][1][-len(resumed["epochs"][0]) :]
     assert 0 < len(resumed["epochs"][0]) < K
     assert resumed["weights"] == found["weights"]
+    # As many packs, of other rows.
+    options |= {"resume_from_checkpoint": start, "sequence_len": 320}
+    refused(MismatchError, "packing, shuffle or the seed changed", configure("c", **options))
 
 
 @pytest.mark.slow
@@ -456,6 +460,13 @@ def test_processes_that_would_each_train_all_are_refused(even, configure):
 def test_a_hook_that_is_not_called_is_noticed(selected, configure, monkeypatch):
     monkeypatch.setattr(axolotl.P3SelectPlugin, "post_trainer_create", lambda *_: None)
     refused(InputError, "did not give its trainer to the p3select plugin", configure(p3select_run=str(selected.path)))
+
+
+@pytest.mark.slow
+def test_datasets_that_the_plugin_did_not_load_are_refused(selected, configure):
+    cfg = begun(configure(p3select_run=str(selected.path), p3select_check="none"))
+    with pytest.raises(InputError, match="did not let the p3select plugin load the datasets"):
+        train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
 
 
 def test_other_versions_are_refused(monkeypatch):

@@ -2,9 +2,12 @@
 
 import copy
 import inspect
+import json
 import random
 import shutil
+from itertools import islice
 
+import accelerate
 import numpy as np
 import polars as pl
 import pytest
@@ -15,11 +18,13 @@ from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM
 
 import p3select
 from p3select import scores
+from p3select.dataset import load
 from p3select.errors import InputError, MismatchError
 from p3select.trainers import hf
 from tests.trainers.tiny import ACCUMULATION, BATCH, EPOCHS, ROWS, STEPS, K, select, tiny
 
 KINDS = ("plain", "trl")
+MASKED = ("input_ids", "attention_mask")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -240,6 +245,72 @@ def test_a_resumed_training_goes_on_as_the_unbroken_one(kind, selected, tokenize
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [((3, 2), (5, 1)), ((5, 1), (3, 2)), ((3, 2), (6, 1))])
+def test_inside_an_epoch_a_step_has_as_many_rows_as_before(first, then, selected, tokenizer, rows_of, tmp_path):
+    """13 rows are 3 steps by any of these: 14 or 12 rows would be trained."""
+
+    def start(out, sizes, **options):
+        options |= dict(zip(("per_device_train_batch_size", "gradient_accumulation_steps"), sizes, strict=True))
+        trainer = make("plain", tmp_path / out, hf.dataset(selected), tokenizer, **options)
+        hf.attach(trainer, selected)
+        return trainer, Recorder(trainer, rows_of)
+
+    unbroken, whole = start("a", first, save_strategy="steps", save_steps=4, max_steps=EPOCHS * STEPS)
+    unbroken.train()
+    resumed, recorder = start("b", then)
+    checkpoint = str(tmp_path / "a" / "checkpoint-4")
+    rows = first[0] * first[1], then[0] * then[1]
+    if rows[0] == rows[1]:
+        resumed.train(resume_from_checkpoint=checkpoint)
+        assert recorder.epochs == [whole.epochs[1][rows[0] :], whole.epochs[2]]
+        return
+    message = rf"middle of epoch 2, with {rows[0]} rows \(or packs\) a step, and now a step has {rows[1]}: resume with"
+    with pytest.raises(MismatchError, match=message):
+        resumed.train(resume_from_checkpoint=checkpoint)
+
+
+class Packs(torch.utils.data.BatchSampler):
+    """Rows in packs of these sizes."""
+
+    def __init__(self, sampler, sizes):
+        super().__init__(sampler, BATCH, drop_last=False)
+        self.sizes = sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __iter__(self):
+        rows = iter(self.sampler)
+        return (list(islice(rows, size)) for size in self.sizes)
+
+
+@pytest.mark.slow
+def test_resuming_is_refused_where_rows_are_packed_otherwise(selected, tokenizer, rows_of, tmp_path):
+    def start(out, *sizes):
+        trainer = make("plain", tmp_path / out, hf.dataset(selected), tokenizer, save_strategy="steps", save_steps=2)
+        hf.attach(trainer, selected, batches=lambda sampler: Packs(sampler, sizes))
+
+        def loader():
+            rows = trainer.train_dataset.select_columns(["input_ids", "labels"])
+            packs = trainer._get_train_sampler(rows)
+            return torch.utils.data.DataLoader(rows, batch_sampler=packs, collate_fn=trainer.data_collator)
+
+        trainer.get_train_dataloader = loader
+        return trainer, Recorder(trainer, rows_of)
+
+    unbroken, whole = start("a", 4, 3, 3, 2, 1)
+    unbroken.train()
+    assert [sorted(trained) for trained in whole.epochs] == [sorted(rows) for rows in indices(selected)]
+    checkpoint = str(tmp_path / "a" / "checkpoint-4")
+    resumed, recorder = start("b", 4, 3, 3, 2, 1)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert recorder.epochs == [whole.epochs[1][4 + 3 :], whole.epochs[2]]
+    resumed, _ = start("c", 4, 4, 2, 2, 1)
+    with pytest.raises(MismatchError, match="packing, shuffle or the seed changed"):
+        resumed.train(resume_from_checkpoint=checkpoint)
+
+
+@pytest.mark.slow
 def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tokenizer, tmp_path):
     run = p3select.Run(shutil.copytree(selected.path, tmp_path / "run"))
     saving = {"save_strategy": "steps", "save_steps": 4, "max_steps": EPOCHS * STEPS}
@@ -269,11 +340,33 @@ def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tok
     p3select.select(run, epoch=2, **drawn)
     with pytest.raises(MismatchError, match=r"epoch-002\.parquet: not the rows"):
         resume()
+    (tmp_path / "a" / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.raises(MismatchError, match="the checkpoint has no optimizer or schedule"):
+        resume()
     plain = make("plain", tmp_path / "c", hf.dataset(run), tokenizer, **(saving | {"max_steps": 4}))
     plain.train()
     checkpoint = str(tmp_path / "c" / "checkpoint-4")
     with pytest.raises(MismatchError, match="without p3select"):
         resume()
+
+
+def test_an_epoch_set_on_the_loader_changes_no_rows(selected, tokenizer, tmp_path):
+    """A loader that skips batches after resuming sets its sampler's epoch: to 0 with some versions of accelerate."""
+    trainer = make("plain", tmp_path, hf.dataset(selected), tokenizer)
+    hf.attach(trainer, selected, shuffle=False)
+    loader = trainer.get_train_dataloader()
+    attached = trainer.callback_handler.callbacks[-1]
+    rows, expected = trainer.train_dataset["input_ids"], indices(selected)
+    for epoch in range(EPOCHS):
+        attached.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        for skipped in (0, 2):
+            rest = accelerate.skip_first_batches(loader, skipped)
+            for each in (loader, rest):
+                each.set_epoch(0)
+            found = [
+                ids[mask.bool()].tolist() for batch in rest for ids, mask in zip(*map(batch.get, MASKED), strict=True)
+            ]
+            assert found == [rows[row] for row in expected[epoch][skipped * BATCH :]]
 
 
 # --- live
@@ -418,6 +511,49 @@ def test_live_resumes_as_the_unbroken_training(kind, live_run, tokenizer, rows_o
         trainer.train(resume_from_checkpoint=middle)
 
 
+EVERY = {
+    "difficulty": "nll",
+    "quality": "easier",
+    "quality_weight": 0.5,
+    "fresh": 0.25,
+    "selector": "dpp",
+    "similarity": "cauchy",
+    "scale": 0.5,
+    "whiten": True,
+    "at_most": 8,
+    "per": "level_label",
+    "share": "level_label=3 calc steps:40%",
+    "include": [3, 4],
+    "exclude": [0, 1],
+    "seed": 5,
+    "actions": "whole",
+    "max_length": 200,
+    "truncate": "skip",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [EVERY, {"selector": "topk"}], ids=["every option", "a selector without a kernel"])
+def test_live_with_any_option_resumes_in_the_middle_of_an_epoch(options, live_run, tokenizer, rows_of, tmp_path):
+    def start(out, **changed):
+        trainer = make("plain", tmp_path / out, hf.dataset(live_run), tokenizer, **saving)
+        hf.attach(trainer, live_run, **(LIVE | {"pace": "constant:100"} | options | changed))
+        return trainer, Recorder(trainer, rows_of)
+
+    saving = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 2}
+    unbroken, whole = start("a")
+    unbroken.train()
+    (tmp_path / "rows.txt").write_text("1\n0\n")
+    checkpoint = str(tmp_path / "a" / "checkpoint-4")
+    # The same rows, listed otherwise.
+    resumed, recorder = start("b", **({"exclude": str(tmp_path / "rows.txt")} if "exclude" in options else {}))
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert recorder.epochs == [whole.epochs[1][BATCH * ACCUMULATION :]]
+    resumed, _ = start("c", exclude=[0, 2])
+    with pytest.raises(MismatchError, match=r"made with other settings \(exclude "):
+        resumed.train(resume_from_checkpoint=checkpoint)
+
+
 @pytest.mark.slow
 def test_what_an_earlier_training_left_is_refused(live_run, tokenizer, tmp_path):
     def start(seed=0, **attached):
@@ -503,6 +639,30 @@ def test_rows_that_the_trainer_dropped_are_named(selected, tokenizer, tmp_path):
         InputError, match=rf"of 13 selected rows are not in the trainer's train_dataset \(row .*{first}"
     ):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_rows_that_live_selection_could_pick_are_named_before_it(live_run, tokenizer, rows_of, tmp_path):
+    lengths = {row: len(ids) for ids, row in rows_of.items()}
+    longest = max(lengths, key=lengths.get)
+    rows = hf.dataset(live_run).filter(lambda row: row["row"] not in (7, longest))
+
+    def start(**options):
+        trainer = make("plain", tmp_path, rows, tokenizer, num_train_epochs=1)
+        hf.attach(trainer, live_run, **(LIVE | options))
+        return trainer
+
+    listed = ", ".join(map(str, sorted((7, longest))))
+    with pytest.raises(InputError, match=rf"^2 rows that could be selected .*\(row {listed}\).* exclude"):
+        start().train()
+    # One that has no score will not be picked.
+    settings = {"max_length": lengths[longest] - 1, "truncate": "skip"}
+    with pytest.raises(InputError, match=r"^1 rows that could be selected .*\(row 7\)"):
+        start(**settings).train()
+    assert not live_run.scores(1).exists()
+    trainer = start(**settings, exclude=[7])
+    trainer.train()
+    assert trainer.state.global_step == STEPS
 
 
 @pytest.mark.cell("trl", "tokens as they were scored")
@@ -607,6 +767,23 @@ def test_conversations(column, data, tokenizer, tmp_path):
     trainer.train()
     assert [sorted(trained) for trained in recorder.epochs] == [sorted(rows) for rows in indices(run)]
 
+    live = p3select.Run(tmp_path / "live")
+    live.bind(load(path))
+    trainer = make("trl", tmp_path / "out", dataset, tokenizer, **options)
+    hf.attach(trainer, live, budget=K, pace="linear:50:95", selector="topk", max_length=300)
+    recorder = Recorder(trainer, recorder.rows_of)
+    Keeper(trainer, tmp_path)
+    trainer.train()
+    chosen = indices(live)
+    assert [sorted(trained) for trained in recorder.epochs] == [sorted(rows) for rows in chosen]
+    assert len({frozenset(rows) for rows in chosen}) == EPOCHS
+    tokenizer.save_pretrained(tmp_path / "weights-3")
+    other = p3select.Run(tmp_path / "other")
+    p3select.score(path, other, tmp_path / "weights-3", epoch=3, max_length=300)
+    one, two = scores.read(live, 3), scores.read(other, 3)
+    np.testing.assert_allclose(one["difficulty"], two["difficulty"], atol=1e-5, rtol=1e-6)
+    assert one["tokens"].to_pylist() == two["tokens"].to_pylist()
+
     tokenizer.chat_template = CHATML.replace("turn['role'] +", "turn['role'] + ':' +")
     trainer = make("trl", tmp_path / "out", dataset, tokenizer, **options)
     hf.attach(trainer, run)
@@ -627,6 +804,19 @@ def test_the_dataset_has_all_rows_and_their_numbers(selected, data):
     assert rows["row"][:] == list(range(ROWS))
     assert rows["prompt"][:] == table["prompt"].to_list()
     assert rows["completion"][:] == table["completion"].to_list()
+
+
+def test_the_dataset_has_what_some_rows_have(tmp_path):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": turns}, {"messages": turns, "tools": "[]", "chat_template_kwargs": {"think": True}}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = p3select.Run(tmp_path / "run")
+    run.bind(load(path))
+    made = hf.dataset(run)
+    assert made["tools"][:] == [None, "[]"]
+    # Not null, which TRL could not take.
+    assert made["chat_template_kwargs"][:] == [{"think": None}, {"think": True}]
 
 
 # --- a run of the trainer for each epoch
@@ -688,6 +878,9 @@ def test_an_epoch_begins_only_where_the_one_before_ended(data, tokenizer, tmp_pa
     refused(InputError, "ignore_data_skip=False would leave out", 2, end, ignore_data_skip=False)
     refused(InputError, "max_steps=4: 3 steps are done, and epoch 2 has 2", 2, end, total=4)
     refused(InputError, "epoch: set max_steps", 1, None, total=-1)
+    refused(InputError, "save_only_model=True: the next epoch needs", 1, None, save_only_model=True)
+    (tmp_path / "out" / "checkpoint-3" / "scheduler.pt").unlink()
+    refused(MismatchError, "the checkpoint has no optimizer or schedule", 2, end)
     with pytest.raises(InputError, match="a single epoch is trained from its index"):
         hf.attach(make("plain", tmp_path / "c", hf.dataset(run), tokenizer), run, epoch=1, budget=5)
 
@@ -756,8 +949,14 @@ def test_trainers_that_cannot_do_it_are_refused(selected, live_run, tokenizer, t
     with pytest.raises(InputError, match="attached to a run already"):
         hf.attach(trainer, selected)
     trainer = make("plain", tmp_path, rows, tokenizer)
-    monkeypatch.setattr(type(trainer.args), "world_size", 2)
-    with pytest.raises(InputError, match="2 processes"):
+    with monkeypatch.context() as changed:
+        changed.setattr(type(trainer.args), "world_size", 2)
+        with pytest.raises(InputError, match="2 processes"):
+            hf.attach(trainer, selected)
+    monkeypatch.delattr(transformers.Trainer, "_get_train_sampler")
+    with pytest.raises(
+        InputError, match=rf"transformers {transformers.__version__}: its Trainer has no .* from 5\.6 to"
+    ):
         hf.attach(trainer, selected)
 
 
@@ -810,6 +1009,8 @@ def test_live_options_are_refused_before_training(selected, live_run, tokenizer,
     refused("no selector 'best'", budget=K, selector="best")
     refused("budget '0%'", budget="0%")
     refused("budget 41", budget=41)
+    refused("include: row 40 is not there", budget=K, include=[40])
+    refused(r"nowhere\.txt: no such file", budget=K, exclude="nowhere.txt")
     trainer.processing_class = None
     refused("needs the model's tokenizer", budget=K)
 

@@ -187,9 +187,11 @@ class Training:
 
 
 TWO = """
-import os, sys
+import os, sys, torch
 from p3select.trainers import llamafactory
 from tests.trainers.test_llamafactory import recording
+# Processes on the CPU ask for the optimizer's state at "cpu:0" and "cpu:1", which torch does not know.
+torch.serialization.register_package(0, lambda _: None, lambda kept, place: kept if place.startswith("cpu:") else None)
 with recording(f"{sys.argv[1]}-{os.environ['RANK']}.jsonl"):
     llamafactory.main(sys.argv[2:])
 """
@@ -274,8 +276,7 @@ def test_two_processes_resumed(data, model, rows_of, tmp_path):
     whole = Training(tmp_path / "a", model, run, processes=2, **saving)
     checkpoint = f"{whole.out}/checkpoint-3"
     resumed = Training(tmp_path / "b", model, run, processes=2, resume_from_checkpoint=checkpoint, **saving)
-    if "don't know how to restore data location" in resumed.done.stderr:
-        pytest.skip("on CPUs, transformers of this version asks torch.load for a device cpu:0, which there is not")
+    assert resumed.done.returncode == 0, resumed.done.stderr[-3000:]
     for process in (0, 1):
         rows = whole.epochs(rows_of, process, steps=2)
         assert resumed.epochs(rows_of, process, steps=2, first=2) == [rows[1][BATCH * ACCUMULATION :], rows[2]]
