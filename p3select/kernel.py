@@ -210,7 +210,13 @@ def unthreaded_blas() -> Any:
     return threadpool_limits(1, "blas")
 
 
-def similarities(one: NDArray[Any], other: NDArray[Any], h: float, similarity: str = "gaussian") -> NDArray[Any]:
+def similarities(
+    one: NDArray[Any],
+    other: NDArray[Any],
+    h: float,
+    similarity: str = "gaussian",
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """A block of S, in the precision of the rows given.
 
     Args:
@@ -218,11 +224,12 @@ def similarities(one: NDArray[Any], other: NDArray[Any], h: float, similarity: s
         other: (p, d) unit rows, of the same dtype.
         h: The scale, > 0; ``linear`` has none, and does not read it.
         similarity: ``gaussian``, ``cauchy`` or ``linear``.
+        out: (m, p) to be written to, where one is at hand.
 
     Returns:
         (m, p), at most 1. A row's similarity to itself is 1 up to rounding.
     """
-    s: NDArray[Any] = one @ other.T
+    s: NDArray[Any] = np.matmul(one, other.T, out=out)
     np.minimum(s, 1.0, out=s)  # rounding can bring a copy's cosine above 1
     if similarity == "linear":
         return s

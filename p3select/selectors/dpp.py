@@ -288,6 +288,22 @@ class _Level(NamedTuple):
     picked: NDArray[Any]  # (k, d): the rows picked
 
 
+class _Room(NamedTuple):
+    """What one matrix product after the other is written to: new memory for each would cost more than the product."""
+
+    known: NDArray[Any]  # (REFRESHED, k): the columns of the rows in hand
+    one: NDArray[Any]  # (REFRESHED · BLOCK,)
+    other: NDArray[Any]  # (REFRESHED · BLOCK,)
+
+
+def _rooms(k: int, dtype: type) -> list[_Room]:
+    """One for each thread."""
+    return [
+        _Room(reserved(REFRESHED, k, dtype), *(reserved(1, REFRESHED * BLOCK, dtype)[0] for _ in range(2)))
+        for _ in range(neighbors.threads())
+    ]
+
+
 def _level(slots: int, k: int, d: int, dtype: type) -> _Level:
     return _Level(
         reserved(slots, k, dtype),
@@ -328,7 +344,7 @@ def _greedy(
     filtered = n > UNFILTERED
     coarse = _level(n if filtered else 1, k, d, np.float32)
     fine = _level(_slots(n, d, k), k, d, np.float64)
-    room, room64 = ([reserved(REFRESHED, k, t) for _ in range(neighbors.threads())] for t in (np.float32, np.float64))
+    room, room64 = _rooms(k, np.float32), _rooms(k, np.float64)
     unit64 = np.empty((len(fine.seen), d))
     slot, owner = np.full(n, -1), np.full(len(fine.seen), -1)
     cap = np.ones(n)  # what float64 says of the variance
@@ -435,7 +451,7 @@ def _refresh(
     t: int,
     similarity: Similarity,
     pool: ThreadPoolExecutor,
-    room: list[NDArray[Any]],
+    room: list[_Room],
 ) -> None:
     """Compute the columns of some rows up to the pick t, or until a row's variance is below ``enough``."""
     order = np.argsort(level.seen[slots], kind="stable")
@@ -458,25 +474,23 @@ def _refresh_some(
     enough: NDArray[np.float64],
     t: int,
     s: Similarity,
-    known: NDArray[Any],
+    room: _Room,
 ) -> None:
-    """The same of rows in the order in which they were seen; ``known`` is room for their columns."""
+    """The same of rows in the order in which they were seen."""
+    known = room.known
     seen = level.seen[slots]
     _copy(level.columns, slots, seen[-1], known)
     stop = int(seen[0])
     while stop < t:
         start, stop = stop, min(stop // BLOCK * BLOCK + BLOCK, t)
         rows = int(np.searchsorted(seen, stop))  # those that lack a column of this block
-        some = block(unit[:rows], level.picked[start:stop], s)
+        some, other = (array[: rows * (stop - start)].reshape(rows, stop - start) for array in (room.one, room.other))
+        kernel.similarities(unit[:rows], level.picked[start:stop], s.h, kernel.SIMILARITIES[s.kind], out=some)
         if start:
-            some -= known[:rows, :start] @ level.factor[start:stop, :start].T
+            some -= np.matmul(known[:rows, :start], level.factor[start:stop, :start].T, out=other)
         inside = start % BLOCK
-        some = some @ level.inverse[start:stop, inside : inside + stop - start].T
-        known[:rows, start:stop] = some
-        level.columns[slots[:rows], start:stop] = some
-        part = int(np.searchsorted(seen, start, side="right"))
-        some[part:][np.arange(start, stop) < seen[part:rows, None]] = 0.0
-        level.variance[slots[:rows]] -= np.einsum("ij,ij->i", some, some, dtype=np.float64)
+        np.matmul(some, level.inverse[start:stop, inside : inside + stop - start].T, out=other)
+        _store(level, slots, known, other, seen, start)
         level.seen[slots[:rows]] = seen[:rows] = stop
         left = np.flatnonzero(level.variance[slots] >= enough)
         if not left.size:
@@ -484,6 +498,27 @@ def _refresh_some(
         if stop < t and 4 * np.searchsorted(left, rows) < 3 * rows:
             slots, unit, enough, seen = slots[left], unit[left], enough[left], seen[left]
             _copy(known, left, max(stop, seen[-1]), known)
+
+
+@kernel.compiled
+def _store(
+    level: _Level,
+    slots: NDArray[np.int64],
+    known: NDArray[Any],
+    some: NDArray[Any],
+    seen: NDArray[np.int64],
+    start: int,
+) -> None:
+    """Keep a block of columns, and take those that are new off the variances."""
+    for place in range(len(some)):
+        slot = slots[place]
+        total = 0.0
+        for i in range(some.shape[1]):
+            known[place, start + i] = some[place, i]
+            level.columns[slot, start + i] = some[place, i]
+        for i in range(max(seen[place] - start, 0), some.shape[1]):
+            total += np.float64(some[place, i]) * np.float64(some[place, i])
+        level.variance[slot] -= total
 
 
 @kernel.compiled
