@@ -136,6 +136,14 @@ def loop(
                 show_progress=show_progress,
                 **{name: value for name, value in (scoring or {}).items() if name != "columns"},
             )
+            if epochs > 1 and scores.settings(run, epoch).get("verified") is False:
+                raise InputError(
+                    "the scorer's weights could not be compared with the policy's, which changes every epoch: leave "
+                    "compare=false out, or score in this process (--scorer transformers or vllm)"
+                )
+            if show_progress:
+                for note in about["notes"]:
+                    progress.say(f"note: {note}")
             seconds = time.monotonic() - clock if about["reused"] < about["rows"] else 0.0
             chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
             told = {

@@ -82,6 +82,15 @@ class Unlucky(FakeScorer):
         return super().score(ids, scored, advance)
 
 
+class Unverified(Unlucky):
+    """As a server whose weights nobody could compare."""
+
+    def __init__(self, model, *, adapter: str | None = None):
+        super().__init__(model, adapter=adapter)
+        self.provenance["verified"] = False
+        self.notes.append("the weights are not verified")
+
+
 class FakeEncoder:
     """An encoder without a model: vectors drawn by the text."""
 

@@ -229,6 +229,17 @@ def trained(tmp_path, gsm8k, smollm2):
     return on
 
 
+def test_a_scorer_whose_weights_are_not_verified_is_for_one_epoch(tmp_path, gsm8k, smollm2, command, capsys):
+    scoring = {**SCORER, "scorer": "tests.fakes:Unverified"}
+    train = f"{command} never"
+    with pytest.raises(InputError, match="could not be compared with the policy's"):
+        call(gsm8k, p3select.Run(tmp_path / "run"), smollm2, train, scoring=scoring)
+    run = p3select.Run(tmp_path / "one")
+    (one,) = call(gsm8k, run, smollm2, train, scoring=scoring, epochs=1, show_progress=True)
+    assert one["selected"] == 8
+    assert "note: the weights are not verified" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_adapters_are_scored_on_the_last_whole_weights(tmp_path, trained):
     (tmp_path / "copy.sh").write_text(f"""

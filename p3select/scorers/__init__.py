@@ -40,7 +40,7 @@ class Scorer(Protocol):
         ...
 
     @property
-    def provenance(self) -> Mapping[str, str]:
+    def provenance(self) -> Mapping[str, Any]:
         """What the numbers depend on: scorer, model fingerprint, dtype, device, versions. Stored and compared."""
         ...
 
