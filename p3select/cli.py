@@ -37,6 +37,11 @@ ADDRESS = click.option(
     "--address", metavar="A", help="With --engine ray: a cluster's. [default: a Ray of this machine's own]"
 )
 GPUS = click.option("--gpus", type=float, metavar="G", help="With --engine ray: GPUs of a worker. [default: 1 if any]")
+REFRESH = click.option(
+    "--refresh",
+    metavar="SHARE",
+    help="From epoch 2: score rows with 25% of the tokens, say, and predict the others. [default: score all]",
+)
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="For what is drawn.")
 
 
@@ -183,6 +188,7 @@ def cli() -> None:
 @EPOCH
 @SCORING
 @click.option("--adapter", metavar="DIR", help="A PEFT adapter to put on the model, unmerged.")
+@REFRESH
 @click.option("--limit", type=int, metavar="N", help="Score the first N rows only.")
 @click.option(
     "--reuse", metavar="DIR", help="Another run folder; rows scored there with the same weights are taken over."
@@ -194,7 +200,9 @@ def cli() -> None:
 @click.option(
     "--dry-run", is_flag=True, help="Count tokens, score a sample, print the time it would take; write nothing."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the sample of --dry-run.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Chooses the sample of --dry-run, the rows of --refresh."
+)
 @click.option("--shard-rows", type=int, default=512, show_default=True, help="Rows in a shard: what a kill can lose.")
 @COLUMN
 @OVERWRITE
@@ -214,13 +222,14 @@ def score(data: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -
 
     options["columns"] = _pairs("--column", options["columns"], "prompt=question")
     _scorer(options)
-    seed = options.pop("seed")
     if dry_run:
+        if options.pop("refresh") is not None:
+            raise InputError("--dry-run is of all rows: leave --refresh out, and take its share of the time")
         if options["engine"] != "local":
             raise InputError("--dry-run measures on this machine: leave --engine out, and divide by the workers")
         for name in ("engine", "workers", "address", "gpus"):
             del options[name]
-        _print(scores.estimate(list(data), seed=seed, **options), as_json)
+        _print(scores.estimate(list(data), **options), as_json)
     else:
         _print(p3select.score(list(data), show_progress=True, **options), as_json)
 
@@ -438,6 +447,7 @@ def report(as_json: bool, **options: Any) -> None:
 @click.option("--to", default="jsonl", show_default=True, help="How {data} is written: as with export --to.")
 @click.option("--encoder", metavar="M", help="Embeds the rows first, where the run folder has no embeddings.")
 @SCORING
+@REFRESH
 @SELECTING
 @SEED
 @COLUMN
@@ -453,7 +463,7 @@ def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
         --train 'python train.py --model {model} --data {data} --out {out}'
     """
     _scorer(options)
-    names = ("scorer", "options", "actions", "max_length", "truncate", "ifd")
+    names = ("scorer", "options", "actions", "max_length", "truncate", "ifd", "refresh")
     scoring = {name: options.pop(name) for name in names}
     scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
     named = ("data", "run", "model", "epochs", "budget", "train", "to", "encoder", "seed")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from p3select import index, scores
@@ -42,8 +43,12 @@ def figure(run: Run, out: Path) -> None:
         values = [
             scores.read(run, epoch, ["difficulty"]).column("difficulty").drop_null().to_numpy() for epoch in epochs
         ]
+        guessed = [
+            pc.sum(pc.equal(scores.read(run, epoch, ["status"]).column("status"), scores.PREDICTED)).as_py()
+            for epoch in epochs
+        ]
         edges = np.histogram_bin_edges(np.concatenate(values), BINS)
-        for panel, epoch, difficulty in zip(panels, epochs, values, strict=True):
+        for panel, epoch, difficulty, predicted in zip(panels, epochs, values, guessed, strict=True):
             selection = index.read(run.index(epoch))
             lam = selection.metadata["lam"]
             # A bin ends at λ: what is not eligible is on its right, and nothing else.
@@ -63,7 +68,8 @@ def figure(run: Run, out: Path) -> None:
                 va="top",
                 color=THRESHOLD,
             )
-            panel.set_title(f"epoch {epoch} of {selection.metadata['epochs']}", loc="left", fontweight="bold")
+            part = f", {predicted:,} rows predicted" if predicted else ""
+            panel.set_title(f"epoch {epoch} of {selection.metadata['epochs']}{part}", loc="left", fontweight="bold")
             panel.set_ylabel("rows")
             panel.yaxis.get_major_locator().set_params(integer=True)
             panel.legend(loc="upper left", frameon=False)

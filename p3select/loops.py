@@ -134,7 +134,7 @@ def loop(
                 epoch=epoch,
                 adapter=adapter,
                 show_progress=show_progress,
-                **{name: value for name, value in (scoring or {}).items() if name != "columns"},
+                **{"seed": seed, **_scoring(scoring or {}, epoch)},
             )
             if epochs > 1 and scores.settings(run, epoch).get("verified") is False:
                 raise InputError(
@@ -144,7 +144,8 @@ def loop(
             if show_progress:
                 for note in about["notes"]:
                     progress.say(f"note: {note}")
-            seconds = time.monotonic() - clock if about["reused"] < about["rows"] else 0.0
+            measured = about["rows"] - about["status"].get(scores.PREDICTED, 0)
+            seconds = time.monotonic() - clock if about["reused"] < measured else 0.0
             chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
             told = {
                 "epoch": epoch,
@@ -165,6 +166,12 @@ def loop(
         )
         policy, before = str(out), fingerprints.of_files(mark)
     return done
+
+
+def _scoring(given: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    """Arguments of an epoch's scoring: of the first one all rows are scored, as nothing is there to predict from."""
+    left_out = ("columns", "refresh") if epoch == 1 else ("columns",)
+    return {name: value for name, value in given.items() if name not in left_out}
 
 
 def _asked(function: Callable[..., Any], given: Mapping[str, Any], free: Sequence[str]) -> dict[str, Any]:

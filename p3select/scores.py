@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from p3select import actions as action_rules
-from p3select import distributed, fingerprints, progress, scorers, shards, tokenised, tokens
+from p3select import (
+    distributed,
+    embeddings,
+    fingerprints,
+    progress,
+    refreshing,
+    scorers,
+    shards,
+    tokenised,
+    tokens,
+)
 from p3select.dataset import Dataset, Slice, load
 from p3select.difficulties import difficulty
-from p3select.errors import InputError, RowError
-from p3select.run import Run
+from p3select.errors import InputError, MismatchError, RowError
+from p3select.run import Run, read_json, write_json
 from p3select.tokenised import SCORED
 
 if TYPE_CHECKING:
@@ -30,8 +42,16 @@ if TYPE_CHECKING:
 # Rows in a shard: what a kill can lose, and the window in which batches are sorted by length.
 SHARD_ROWS = 512
 # What may differ between two scorings of which one takes over rows of the other: a row's hash covers its tokens.
-_ELSEWHERE = ("dataset", "max_length", "truncate", "actions", "shard_rows", "ifd")
+_ELSEWHERE = (
+    *("dataset", "max_length", "truncate", "actions", "shard_rows", "ifd"),
+    *("refresh", "refresh_seed", "refresh_past"),
+)
 
+PREDICTED = "predicted"
+"""The status of rows that were not scored, and have a difficulty that was predicted from others and from before."""
+
+# Where the rows that a partial re-scoring measures go until it is done, and what they are.
+_STAGES = {"drawn": "drawn to learn from", "near": "near the threshold"}
 
 # With --ifd, of the second pass.
 _SECOND = {"alone_logprob": pa.float64(), "alone_tokens": pa.int32()}
@@ -50,9 +70,11 @@ def score(
     max_length: int | None = None,
     truncate: str = "keep-start",
     ifd: bool = False,
+    refresh: float | str | None = None,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     reuse: Run | str | Path | None = None,
+    seed: int = 0,
     engine: str = "local",
     workers: int | None = None,
     address: str | None = None,
@@ -85,9 +107,13 @@ def score(
         max_length: Tokens of a row that are kept; None for the model's own limit.
         truncate: What becomes of a longer row: ``keep-start``, ``skip`` or ``error``.
         ifd: Score each row's target a second time, without what comes before it, for the difficulty ``ifd``.
+        refresh: From epoch 2: score rows with so much of all tokens alone (``"25%"`` or 0.25), and predict the
+            difficulty of the others from them and from earlier epochs; see :mod:`p3select.refreshing`. Such rows have
+            the status ``predicted``.
         limit: Score the first rows only.
         columns: Role → column name, where they are not the usual ones.
         reuse: Another run folder whose scores may be taken over, row by row.
+        seed: Of the rows that ``refresh`` draws.
         engine: ``local``, or ``ray`` for several workers, on one machine or on a cluster; see
             :mod:`p3select.distributed`.
         workers: With ``ray``: how many; None for as many as there are GPUs, or one.
@@ -101,7 +127,7 @@ def score(
         A summary: rows, status (status → rows), scored_tokens, boundary_shifts (rows whose completion starts inside
         the prompt's tokens), difficulty (mean), scorer, reused (rows that did not have to be scored),
         reused_first_pass (with ``ifd``: of which only the second pass was made), scores (the folder), seconds, notes
-        (what there is to know).
+        (what there is to know); with ``refresh`` also what :func:`p3select.refreshing.refreshed` says of it.
 
     Raises:
         InputError: Bad data, options or model; it names the row where there is one.
@@ -121,10 +147,12 @@ def score(
     if reuse is not None:
         reuse = reuse if isinstance(reuse, Run) else Run(reuse)
         reuse.info()
+    past = None if refresh is None else _Past(run, epoch, rows, refresh, seed, ifd)
+    chosen = dict.fromkeys(("refresh", "refresh_seed", "refresh_past")) if past is None else past.settings
     if not overwrite:
         asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
         asked["ifd"] = ifd or None
-        shards.check(folder, asked, rows, about)
+        shards.check(folder, asked | chosen, rows, about)
     if engine == "ray" and gpus is None:
         gpus = (options or {}).get("tensor_parallel")  # a worker needs as many
     if engine != "local" and not isinstance(scorer, str):
@@ -135,26 +163,21 @@ def score(
         arguments |= {name: distributed.everywhere(arguments[name]) for name in ("model", "adapter")}
     crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
     try:
-        settings = crew.ask("settings")
+        settings = crew.ask("settings") | ({} if past is None else past.settings)
         run.bind(dataset)
-        shards.claim(folder, settings, rows, overwrite=overwrite, about=about)
+        claim = partial(shards.claim, folder, settings, rows, overwrite=overwrite, about=about)
+        if past is None:
+            claim()
         there = tokenised.folder(run, settings, rows)
         new = shards.missing(there, parts)
         with progress.track("tokenising", rows, done=rows - _rows(new), show=show_progress) as advance:
             given = ((there, part, dataset.source(*part, here=engine == "local")) for part in new)
             crew.each("tokenise", given, advance)
-        absent = shards.missing(folder, parts)
         known = _Known(run, settings, reuse, folder)
-        items = [(folder, there, part, known.of(there, part)) for part in absent]
-        reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table in items)
-        halves = sum(0 if table is None else table.num_rows - len(_whole(table, ifd)) for *_, table in items)
-        if show_progress and absent:
-            plan = _plan(items, crew.ask("before") if ifd else None)
-            _announce(plan, settings, _taken(rows, reused, halves))
-        with progress.track("scoring", rows, done=reused, show=show_progress) as advance:
-            crew.each("score", items, advance)
+        work = _Work(crew, folder, there, parts, known, settings, show_progress)
+        counted = _all(work, ifd) if past is None else past.score(work, claim)
         # Workers may have different ones: of the rows that they met, or with measured numbers.
-        notes = list(dict.fromkeys([*known.notes, *itertools.chain(*crew.gather("notes"))]))
+        notes = list(dict.fromkeys([*counted.pop("notes", ()), *known.notes, *itertools.chain(*crew.gather("notes"))]))
     finally:
         crew.close()
     summary = _summary(read(run, epoch, columns=["difficulty", "tokens", "status", "boundary_shift"]))
@@ -165,8 +188,35 @@ def score(
         )
     if summary["difficulty"] is None:
         notes.append("no row could be scored: see the column status for the reasons")
-    summary |= {"scorer": _described(settings), "reused": reused, "reused_first_pass": halves, "scores": str(folder)}
+    summary |= {"scorer": _described(settings), **counted, "scores": str(folder)}
     return {**summary, "seconds": time.monotonic() - start, "notes": notes}
+
+
+class _Work(NamedTuple):
+    """What scoring goes by once rows are tokenised."""
+
+    crew: distributed.Crew
+    folder: Path
+    there: Path
+    parts: list[Shard]
+    known: _Known
+    settings: Mapping[str, Any]
+    show: bool
+
+
+def _all(work: _Work, ifd: bool) -> dict[str, Any]:
+    """Score all rows; how many did not have to be."""
+    crew, folder, there, parts, known, settings, show = work
+    rows, absent = _rows(parts), shards.missing(folder, parts)
+    items = [(folder, there, part, known.of(there, part), None) for part in absent]
+    reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table, _ in items)
+    halves = sum(0 if table is None else table.num_rows - len(_whole(table, ifd)) for *_, table, _ in items)
+    if show and absent:
+        plan = _plan(items, crew.ask("before") if ifd else None)
+        _announce(plan, settings, _taken(rows, reused, halves))
+    with progress.track("scoring", rows, done=reused, show=show) as advance:
+        crew.each("score", items, advance)
+    return {"reused": reused, "reused_first_pass": halves}
 
 
 def estimate(
@@ -374,7 +424,13 @@ class Worker:
         advance(shard.rows, 0)
 
     def score(
-        self, folder: Path, there: Path, shard: Shard, known: pa.Table | None, advance: Callable[[int, int], None]
+        self,
+        folder: Path,
+        there: Path,
+        shard: Shard,
+        known: pa.Table | None,
+        wanted: NDArray[np.bool_] | None,
+        advance: Callable[[int, int], None],
     ) -> None:
         """Write a shard of scores.
 
@@ -383,13 +439,17 @@ class Worker:
             there: Where the tokens are.
             shard: Which rows.
             known: Rows that need not be scored: see :class:`_Known`.
-            advance: For progress.
+            wanted: Which of the shard's rows to score; None for all. The others have no values.
+            advance: For progress over the rows that are wanted.
         """
         encoded, about = tokenised.read(there, shard)
         values = {} if known is None else {row.pop("at"): row for row in known.to_pylist()}
         half = sorted(set(values) - set(_whole(known, self._ifd)))
         chosen = [number for number, row in enumerate(encoded) if row.status in SCORED and number not in values]
-        advance(sum(row.status not in SCORED for row in encoded), 0)
+        if wanted is None:
+            advance(sum(row.status not in SCORED for row in encoded), 0)
+        else:
+            chosen = [number for number in chosen if wanted[number]]
         try:
             scored, alone = self.log_probabilities(
                 [encoded[number] for number in chosen], advance, [encoded[number] for number in half]
@@ -448,6 +508,128 @@ class Worker:
         return first
 
 
+class _Past:
+    """What a partial re-scoring goes by, and the work itself: :mod:`p3select.refreshing` on the run folder.
+
+    Attributes:
+        settings: What its choices depend on.
+    """
+
+    def __init__(self, run: Run, epoch: int, rows: int, refresh: float | str, seed: int, ifd: bool) -> None:
+        share = refreshing.fraction(refresh)
+        if ifd:
+            raise InputError("refresh predicts the difficulty p3 alone: leave ifd out, or score all rows")
+        if epoch < 2:
+            raise InputError("refresh: epoch 1 has none before it to predict from; score all of its rows")
+        used = [epoch - 1, *([epoch - 2] if shards.manifest(run.scores(epoch - 2)) else [])] if epoch > 2 else [1]
+        self._hash = read(run, epoch - 1, ["hash"]).column("hash")
+        if len(self._hash) < rows:
+            raise InputError(
+                f"refresh: epoch {epoch - 1} has scores of {len(self._hash)} of the {rows} rows; give a limit of as "
+                "many, or score it to its end"
+            )
+        tables = []
+        for earlier in used:
+            names = ["difficulty", *(["measured"] if "refresh" in settings(run, earlier) else [])]
+            tables.append(read(run, earlier, names).slice(0, rows))
+        past, indices = refreshing.past(run, epoch, tables)
+        self._past, self._epoch, self._share, self._seed = past, epoch, share, seed
+        self._vectors: NDArray[np.float32] | None = None
+        vectors = None
+        if run.embeddings.is_file():
+            self._vectors, vectors = embeddings.read(run)
+        self.settings = {
+            "refresh": share,
+            "refresh_seed": seed,
+            "refresh_past": fingerprints.of_json([rows, [fingerprint(run, one) for one in used], indices, vectors]),
+        }
+
+    def score(self, work: _Work, claim: Callable[[], None]) -> dict[str, Any]:
+        """Score some rows, predict the others; what it did. A call that was killed and is made again goes on.
+
+        Args:
+            work: The work.
+            claim: Makes the folder its own.
+        """
+        folder, parts, scored = work.folder, work.parts, 0
+        done, measured = folder / "refresh.json", [folder / f".{name}" for name in _STAGES]
+        same = (shards.manifest(folder) or {}).get("settings") == work.settings
+        if not same or shards.missing(folder, parts) or not done.is_file():
+            self._compare(shards.read(work.there, parts, ["hash"]).column("hash"))
+
+            def measure(name: str, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
+                nonlocal scored
+                # Not before: what is refused until here leaves the folder as it was.
+                claim()
+                values, now = self._measured(work, name, wanted)
+                scored += now
+                return values
+
+            sizes = tokenised.sizes(work.there, parts)
+            given = (self._past, self._epoch, sizes, self._vectors, self._share, self._seed)
+            found = refreshing.refreshed(*given, measure)
+            for part in shards.missing(folder, parts):
+                self._write(folder, part, [path for path in measured if path.is_dir()], found)
+            write_json(done, found.about)
+        # Once all is there; hidden, as they are no part of the scores.
+        for path in measured:
+            shutil.rmtree(path, ignore_errors=True)
+        about = read_json(done)
+        reused = sum(count for name, count in about["rows"].items() if name != "predicted") - scored
+        names = {"rows": "parts", "tokens": "share_of_tokens"}
+        about = {names.get(name, name): value for name, value in about.items() if name not in ("share", "seed")}
+        return {"reused": reused, "reused_first_pass": 0, **about, "notes": self._past.notes}
+
+    def _compare(self, hashes: pa.ChunkedArray) -> None:
+        """Refuse rows that are not those of the epoch before."""
+        now, before = _bytes(hashes), _bytes(self._hash)[: len(hashes)]
+        other = np.flatnonzero(now != before)
+        if other.size:
+            raise MismatchError(
+                f"refresh: row {other[0]} is tokenised otherwise than in epoch {self._epoch - 1} (another tokenizer or "
+                "template, --actions, --max-length, --truncate?); score all rows, or as that epoch was scored"
+            )
+
+    def _measured(self, work: _Work, name: str, wanted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
+        """The difficulties of rows, and how many were scored now; rows known besides are taken along, once."""
+        folder = work.folder / f".{name}"
+        shards.claim(folder, work.settings, len(wanted), overwrite=True)
+        absent = shards.missing(folder, work.parts)
+        free = [work.known.of(work.there, part) if name == "drawn" else None for part in absent]
+        own = [wanted[part.first : part.stop] for part in absent]
+        items = [(folder, work.there, part, *one) for part, *one in zip(absent, free, own, strict=True)]
+        rows = sum(
+            int(one.sum() - (0 if table is None else one[table.column("at").to_numpy()].sum()))
+            for table, one in zip(free, own, strict=True)
+        )
+        if work.show and rows:
+            progress.say(f"scoring {rows:,} of {len(wanted):,} rows, {_STAGES[name]}")
+        with progress.track("scoring", rows, show=work.show) as advance:
+            work.crew.each("score", items, advance)
+        return shards.read(folder, work.parts, ["difficulty"]).column("difficulty").to_numpy(), rows
+
+    def _write(self, folder: Path, part: Shard, measured: Sequence[Path], found: refreshing.Refreshed) -> None:
+        """Write a shard of measured and predicted rows."""
+        tables = [shards.read(path, [part]) for path in measured]
+        table = pa.concat_tables(tables, promote_options="permissive")
+        # Of each row the one that has values, or the first.
+        valid = [one.column("logprob").is_valid().to_numpy() for one in tables]
+        table = table.take(np.argmax(valid, axis=0) * part.rows + np.arange(part.rows))
+        own = slice(part.first, part.stop)
+        difficulty, error = found.difficulty[own], found.error[own]
+        guessed = np.isfinite(difficulty) & ~np.any(valid, axis=0)
+        status = np.where(guessed, PREDICTED, table.column("status").to_numpy(zero_copy_only=False))
+        when = np.where(guessed, self._past.measured[own], self._epoch)
+        columns = {
+            "difficulty": pa.array(difficulty, pa.float64(), mask=np.isnan(difficulty)),
+            "status": pa.array(status, pa.string()),
+        }
+        for name, column in columns.items():
+            table = table.set_column(table.column_names.index(name), name, column)
+        table = table.append_column("measured", pa.array(when, pa.int32(), mask=np.isnan(difficulty)))
+        shards.write(folder, part, table.append_column("error", pa.array(error, pa.float64(), mask=np.isnan(error))))
+
+
 class _There:
     """What a scoring would find done."""
 
@@ -465,7 +647,7 @@ class _There:
         run.check(dataset)
         self._folder, self._ifd = run.scores(epoch), bool(settings.get("ifd"))
         if not overwrite:
-            shards.check(self._folder, settings, rows)
+            shards.check(self._folder, {"refresh": None, **settings}, rows)
         manifest = shards.manifest(self._folder)
         self._same = manifest is not None and manifest["settings"] == settings
         other = None if reuse is None else reuse if isinstance(reuse, Run) else Run(reuse)
@@ -575,10 +757,10 @@ def _whole(known: pa.Table | None, ifd: bool) -> list[int]:
     return places
 
 
-def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None]], before: int | None) -> tokenised.Plan:
+def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None, None]], before: int | None) -> tokenised.Plan:
     """What there is to score in all shards, with second passes after so many tokens each, or None for none."""
     total = scored = 0
-    for _, there, part, known in items:
+    for _, there, part, known, _ in items:
         taken = [] if known is None else known.column("at").to_pylist()
         second = None if before is None else sorted({*range(part.rows)} - {*_whole(known, ifd=True)})
         one = tokenised.plan(there, part, taken, second, before or 0)
@@ -738,7 +920,7 @@ def _summary(table: pa.Table) -> dict[str, Any]:
     return {
         "rows": table.num_rows,
         "status": status,
-        "scored_tokens": int(sum(table.column("tokens").to_numpy())),
+        "scored_tokens": int(table.column("tokens").to_numpy()[table.column("status").to_numpy() != PREDICTED].sum()),
         "boundary_shifts": int(np.count_nonzero(table.column("boundary_shift").to_numpy())),
         "difficulty": float(difficulties.mean()) if len(difficulties) else None,
     }

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from p3select import (
     __version__,
@@ -43,7 +44,7 @@ DIVERSITY_ROWS = 2000
 # With Ray and no number given. The result depends on it, and not on the workers.
 PARTS = 8
 # What the metadata say of a selection that nobody asked for.
-RESULTS = ("eligible", "lam", "dependent", "selector_reason", "shortfall", "tokens")
+RESULTS = ("eligible", "lam", "dependent", "predicted", "selector_reason", "shortfall", "tokens")
 # What ``fresh`` leaves of a quality at least: a row put back whole is still told from others by its own.
 FRESH_FLOOR = 1e-6
 # With a budget in tokens: room for so many times the rows that plain quality takes, before more are asked for.
@@ -246,6 +247,7 @@ def select(
             "selector_reason": _effort(selector, vectors, len(eligible), k, parts or 1),
             "seed": seed,
             "tokens": int(lengths[picked].sum()),
+            **_predicted(table, eligible[picked], "predicted"),
             "shortfall": 0 if _ended_by_tokens(limits, costs, picked) else wanted - used,
             # Of a row to keep without quality it cannot be told.
             "dependent": int(np.count_nonzero((gains == 0) & ~((q[picked] == 0) & np.isin(picked, keep)))),
@@ -260,6 +262,7 @@ def select(
             "rows": table.num_rows,
             "rows_dataset": run.info()["dataset"]["rows"],
             "unscored": _unscored(table),
+            **_predicted(table, np.arange(table.num_rows), "rows_predicted"),
             "selected": len(picked),
             "pool": len(eligible),
             "tokens_eligible": int(lengths.sum()),
@@ -275,6 +278,13 @@ def select(
     )
     _keep(selection, run.index(epoch), overwrite)
     return selection
+
+
+def _predicted(table: pa.Table, rows: NDArray[np.int64], name: str) -> dict[str, int]:
+    """How many of the rows have a difficulty that was predicted; nothing where all were measured."""
+    if "measured" not in table.column_names:
+        return {}
+    return {name: int(pc.sum(pc.equal(table.column("status").take(rows), scores.PREDICTED)).as_py())}
 
 
 def diversity(vectors: NDArray[np.float32], scale: float, seed: int = 0) -> dict[str, float]:
@@ -556,9 +566,14 @@ def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
         folder: Where it was read, for messages.
 
     Raises:
-        InputError: ``ifd``, and the rows were scored without it.
+        InputError: ``ifd``, and the rows were scored without it; or another than ``p3``, and some are predicted.
     """
     valid = table.column("difficulty").is_valid().to_numpy()
+    if kind != "p3" and (guessed := pc.sum(pc.equal(table.column("status"), scores.PREDICTED)).as_py()):
+        raise InputError(
+            f"{folder}: of {guessed:,} rows the difficulty p3 is predicted, and {kind} is not known; go by p3, or "
+            "score all rows of the epoch ('p3select score' without --refresh, with --overwrite)"
+        )
     if kind == "ifd":
         if "alone_tokens" not in table.column_names:
             raise InputError(f"{folder}: scored without --ifd, which the difficulty ifd needs; score again with it")
@@ -568,7 +583,10 @@ def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
 
 
 def difficulty_of(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
-    """The difficulties (m,) of such rows, from their actions; see :func:`p3select.difficulty`."""
+    """The difficulties (m,) of such rows; see :func:`p3select.difficulty`."""
+    if kind == "p3":  # as it is stored: predicted rows have nothing else
+        values: NDArray[np.float64] = table.column("difficulty").take(scored).to_numpy()
+        return values
     logprobs, counts = (
         table.column(name).take(scored).combine_chunks() for name in ("action_logprobs", "action_tokens")
     )
@@ -614,7 +632,7 @@ def name_of(selector: str | Callable[..., Any]) -> str:
 
 def _unscored(table: pa.Table) -> dict[str, int]:
     status = {item["values"]: item["counts"] for item in table.column("status").value_counts().to_pylist()}
-    return {name: count for name, count in status.items() if name not in tokenised.SCORED}
+    return {name: count for name, count in status.items() if name not in (*tokenised.SCORED, scores.PREDICTED)}
 
 
 def _top(q: NDArray[np.float64], k: int) -> NDArray[np.int64]:

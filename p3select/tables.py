@@ -48,7 +48,10 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("λ", f"{meta['lam']:.4f} (percentile {meta['percentile']:g}, pace {meta['pace']})")
     unscored = f", {_text(about['unscored'])} without a score" if about["unscored"] else ""
     part = f" of the dataset's {about['rows_dataset']:,}" if about["rows"] < about["rows_dataset"] else ""
-    table.add_row("rows scored", f"{about['rows'] - sum(about['unscored'].values()):,}{part}{unscored}")
+    guessed = about.get("rows_predicted", 0)
+    table.add_row("rows scored", f"{about['rows'] - sum(about['unscored'].values()) - guessed:,}{part}{unscored}")
+    if guessed:
+        table.add_row("rows predicted", f"{guessed:,}; of the selected ones {meta['predicted']:,}")
     table.add_row("budget", str(meta["budget"]))
     table.add_row("eligible", f"{meta['eligible']:,}")
     why = f" ({about['selector_reason']})" if about["selector_reason"] else ""

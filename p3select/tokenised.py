@@ -112,6 +112,23 @@ def plan(
     return work(ids, scored, known, second, before)
 
 
+def sizes(path: Path, parts: Sequence[Shard]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of every row of some shards (n,) each: its tokens, those of them that are scored, and its actions.
+
+    Args:
+        path: What :func:`folder` gave.
+        parts: Which rows, all tokenised.
+    """
+    found = []
+    for shard in parts:
+        table = shards.read(path, [shard], [*_COUNTS, "actions"])
+        # A row's actions are numbered from 0, without gaps.
+        actions = [0 if len(row) == 0 else int(row[-1]) + 1 for row in _arrays(table.column("actions"))]
+        found.append([*(table.column(name).to_numpy() for name in _COUNTS), np.array(actions)])
+    tokens, scored, actions_ = (np.concatenate(column).astype(np.int64) for column in zip(*found, strict=True))
+    return tokens, scored, actions_
+
+
 def counts(rows: Sequence[TokenRow]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Tokens of each row, and those of them scored; none of a row that is not scored."""
     return np.array([len(row.ids) for row in rows], np.int32), np.array([len(row.scored) for row in rows], np.int32)

@@ -51,6 +51,8 @@ def validate(
 ) -> dict[str, Any]:
     """Compare difficulties with a column of the data.
 
+    Rows whose difficulty was predicted are left out: nothing was measured of them.
+
     Args:
         run: The run folder.
         against: The column: numbers, or text with a number in it such as ``Level 3`` (higher = harder); other text
@@ -65,11 +67,11 @@ def validate(
         seed: Draws them.
 
     Returns:
-        ``rows``; ``left_out`` (rows without a score, without a value); ``ordered``; ``agreement``, for each group and
-        measure (the difficulties, and ``length`` in scored tokens): rows, Spearman's ρ and Kendall's τ-b with the
-        ground truth, and ρ given length, each as [value, low, high]; ``levels``, for each value of a ground truth of
-        few values, rows and the means of the measures as [value, low, high]; ``trend``, for each measure, Kendall's
-        two-sided p of no trend over the levels; ``groups_left_out``.
+        ``rows``; ``left_out`` (rows without a score, without a value, with a predicted difficulty); ``ordered``;
+        ``agreement``, for each group and measure (the difficulties, and ``length`` in scored tokens): rows, Spearman's
+        ρ and Kendall's τ-b with the ground truth, and ρ given length, each as [value, low, high]; ``levels``, for each
+        value of a ground truth of few values, rows and the means of the measures as [value, low, high]; ``trend``, for
+        each measure, Kendall's two-sided p of no trend over the levels; ``groups_left_out``.
 
     Raises:
         InputError: No such run, epoch, column or difficulty; or too few rows with both.
@@ -80,11 +82,12 @@ def validate(
     dataset = run.dataset()
     truth, ordered = _truth(data.column(dataset, against), against)
     groups = None if by is None else _text(data.column(dataset, by))[: table.num_rows]
-    scored = table.column("difficulty").is_valid().to_numpy()
+    scored = table.column("logprob").is_valid().to_numpy()
+    guessed = table.column("difficulty").is_valid().to_numpy() & ~scored
     known = np.array([value is not None for value in truth[: table.num_rows]])
     rows = np.flatnonzero(scored & known)
     if len(rows) < LEAST:
-        raise InputError(f"column {against!r}: {len(rows)} rows have a score and a value, fewer than {LEAST}")
+        raise InputError(f"column {against!r}: {len(rows)} rows have a measured score and a value, fewer than {LEAST}")
     measures = _measures(run, epoch, table, rows, difficulty, actions, tokenizer)
     length = measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -95,7 +98,11 @@ def validate(
         "against": against,
         "by": by,
         "rows": len(rows),
-        "left_out": {"no score": int((~scored).sum()), "no value": int((scored & ~known).sum())},
+        "left_out": {
+            "no score": int((~scored & ~guessed).sum()),
+            "no value": int((scored & ~known).sum()),
+            **({"predicted difficulty": int(guessed.sum())} if guessed.any() else {}),
+        },
         "ordered": ordered,
         "resamples": resamples,
         "seed": seed,

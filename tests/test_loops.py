@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import cli
+from p3select import cli, scores
 from p3select.errors import InputError, MismatchError, P3Error
 
 SCORER = {"scorer": "tests.fakes:Unlucky", "limit": 40}
@@ -166,6 +166,17 @@ def test_a_signal_ends_the_command_and_what_it_started(ending, code, tmp_path, g
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
     assert not (tmp_path / "run" / "loop" / "epoch-001" / "done.json").exists()
+
+
+def test_later_epochs_may_be_scored_in_part(tmp_path, gsm8k, smollm2, command):
+    run = p3select.Run(tmp_path / "run")
+    scoring = {**SCORER, "limit": 100, "refresh": "60%"}
+    p3select.loop(
+        gsm8k, run, smollm2, epochs=2, budget=8, train=f"{command} never", scoring=scoring, selecting=SELECTING, seed=3
+    )
+    first, second = (scores.settings(run, epoch) for epoch in (1, 2))
+    assert "refresh" not in first
+    assert (second["refresh"], second["refresh_seed"]) == (0.6, 3)
 
 
 def test_a_command_that_fails_is_said_and_run_again(tmp_path, gsm8k, smollm2, command):

@@ -114,6 +114,12 @@ def epochs(run: Run, rows: int) -> tuple[list[Epoch], str, list[str]]:
     if not found:
         raise InputError(notes[0] if notes else f"{run.path}: no scores; run 'p3select score' first")
     for epoch in found:
+        if guessed := epoch.status.get(scores.PREDICTED):
+            rmse = read_json(run.scores(epoch.source) / "refresh.json")["rmse"]
+            notes.append(
+                f"epoch {epoch.number}: the difficulty of {guessed:,} rows is predicted, not measured (error on rows "
+                f"held back: {rmse:.3f}); losses, and the rows that are shown, are of measured rows"
+            )
         if epoch.selection is None:
             continue
         if epoch.selection.metadata["difficulty"] != kind:

@@ -376,7 +376,7 @@ def rows(
 ) -> str:
     """The hardest, the easiest and the most atypical rows of the last epoch, with their text."""
     epoch = epochs[-1]
-    known = np.flatnonzero(~np.isnan(epoch.difficulty))
+    known = np.flatnonzero(~np.isnan(epoch.difficulty + epoch.nll))  # of predicted rows there are no actions to show
     order = known[np.argsort(epoch.difficulty[known], kind="stable")]
     kinds = {"Hardest": order[::-1][:SHOWN], "Easiest": order[:SHOWN]}
     far: Values | None = None

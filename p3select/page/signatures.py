@@ -114,18 +114,20 @@ def _repeating(epochs: Sequence[Epoch]) -> Signature:
 def _overfitting(steps: Sequence[Step]) -> Signature:
     found, seen, told = [], False, False
     for step in steps:
-        if step.reason is None and not (step.trained.any() and step.untouched.any()):
+        before, change = step.before.nll[step.rows], step.change("nll")
+        # Of predicted rows no loss is known.
+        trained, untouched = (mask & ~np.isnan(change) for mask in (step.trained, step.untouched))
+        if step.reason is None and not (trained.any() and untouched.any()):
             found.append(f"{_between(step)}: no rows to compare, as all of them or none were picked.")
         elif step.reason is not None:
             found.append(f"{_between(step)}: {step.reason}.")
         else:
             told = True
-            before, change = step.before.nll[step.rows], step.change("nll")
-            shares = [_share(change[mask].mean(), before[mask].mean()) for mask in (step.trained, step.untouched)]
+            shares = [_share(change[mask].mean(), before[mask].mean()) for mask in (trained, untouched)]
             seen |= shares[0] < 0 and shares[1] > RISE
             found.append(
-                f"{_between(step)}: loss of the {step.trained.sum():,} rows trained on {signed(shares[0])}, "
-                f"of the {step.untouched.sum():,} never picked {signed(shares[1])}."
+                f"{_between(step)}: loss of the {trained.sum():,} rows trained on {signed(shares[0])}, "
+                f"of the {untouched.sum():,} never picked {signed(shares[1])}."
             )
     return Signature(
         "The selected rows' loss falls while the others' rises",
