@@ -143,7 +143,11 @@ def case(
         guessed = np.isfinite(got.error)
         measured = np.where(guessed, measured, epoch)
         claimed = float(np.sqrt(np.mean(got.error[guessed] ** 2)))
-        about = {"claimed": claimed, "held_back_rmse": got.about["rmse"], "tokens": got.about["tokens"]}
+        about = {
+            "claimed": claimed,
+            "held_back_rmse": got.about["held_back_rmse"],
+            "tokens": got.about["share_of_tokens"],
+        }
         found.append({"epoch": epoch, "share": share, **measures(got.difficulty, now, guessed, percentile), **about})
         chain.append(got.difficulty)
     return found

@@ -226,11 +226,11 @@ def refreshed(
             for others. It may know more rows than it is asked for.
 
     Returns:
-        Difficulties and errors; and ``about``: ``share``, ``seed``, ``percentile``; ``tokens`` (what was asked to be
-        measured, of all tokens); ``rows`` (of each part; ``taken over``: known without having been asked for;
-        ``predicted``); ``components`` of the embeddings. Of the rows held back: ``held_back`` (how many; those that
-        turn out near the threshold are not among them, as such rows are not predicted, unless hardly any would be
-        left), ``rmse``, ``spearman``, ``right_side`` (the share that is put on the right side of the threshold; None
+        Difficulties and errors; and ``about``: ``share``, ``seed``, ``percentile``; ``share_of_tokens`` (what was asked
+        to be measured, of all tokens); ``parts`` (rows of each; ``taken over``: known without having been asked for;
+        ``predicted``); ``components`` of the embeddings. Of the rows held back (those that turn out near the threshold
+        are not among them, as such rows are not predicted, unless hardly any would be left): ``held_back_rmse``,
+        ``held_back_spearman``, ``held_back_right_side`` (the share that is put on the right side of the threshold; None
         without one).
 
     Raises:
@@ -280,8 +280,8 @@ def refreshed(
         "share": share,
         "seed": seed,
         "percentile": percentile,
-        "tokens": float(tokens[asked | near].sum() / tokens.sum()),
-        "rows": {
+        "share_of_tokens": float(tokens[asked | near].sum() / tokens.sum()),
+        "parts": {
             "near": int(near.sum()),
             "stale": int(stale.sum()),
             "random": int((asked & ~stale & ~held).sum()),
@@ -357,8 +357,9 @@ def _accuracy(now: Values, likely: Values, lam: float | None) -> dict[str, Any]:
     """How near predictions are to what was measured; None for what cannot be told."""
     varied = len(now) > 1 and min(np.ptp(now), np.ptp(likely)) > 0
     return {
-        "held_back": len(now),
-        "rmse": float(np.sqrt(np.mean((now - likely) ** 2))) if len(now) else None,
-        "spearman": float(stats.spearmanr(now, likely).statistic) if varied else None,
-        "right_side": None if lam is None or not len(now) else float(np.mean((now <= lam) == (likely <= lam))),
+        "held_back_rmse": float(np.sqrt(np.mean((now - likely) ** 2))) if len(now) else None,
+        "held_back_spearman": float(stats.spearmanr(now, likely).statistic) if varied else None,
+        "held_back_right_side": None
+        if lam is None or not len(now)
+        else float(np.mean((now <= lam) == (likely <= lam))),
     }

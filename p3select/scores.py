@@ -575,9 +575,8 @@ class _Past:
         for path in measured:
             shutil.rmtree(path, ignore_errors=True)
         about = read_json(done)
-        reused = sum(count for name, count in about["rows"].items() if name != "predicted") - scored
-        names = {"rows": "parts", "tokens": "share_of_tokens"}
-        about = {names.get(name, name): value for name, value in about.items() if name not in ("share", "seed")}
+        reused = sum(count for name, count in about["parts"].items() if name != "predicted") - scored
+        about = {name: value for name, value in about.items() if name not in ("share", "seed")}
         return {"reused": reused, "reused_first_pass": 0, **about, "notes": self._past.notes}
 
     def _compare(self, hashes: pa.ChunkedArray) -> None:

@@ -261,3 +261,20 @@ def test_an_address_where_nothing_answers_is_refused_at_once(tmp_path, data, smo
     with pytest.raises(InputError, match=r"at 'nonsense' \(RAY_ADDRESS\): Invalid address format"):
         on_ray(data, tmp_path / "run", smollm2)
     assert time.monotonic() - start < 30
+
+
+def test_a_part_is_scored_and_the_rest_predicted_as_here(tmp_path, cluster, data, smollm2):
+    (tmp_path / "version").write_text("first")
+    runs = {"local": p3select.Run(tmp_path / "local"), "ray": p3select.Run(tmp_path / "ray")}
+    for engine, run in runs.items():
+        options = {"scorer": SCORER, "shard_rows": 8, "engine": engine, "options": {"version": tmp_path / "version"}}
+        if engine == "ray":
+            options["workers"] = 2
+        p3select.score(data, run, smollm2, **options)
+        p3select.select(run, epoch=1, epochs=2, budget=8, selector="topk")
+        (tmp_path / "version").write_text("second")
+        summary = p3select.score(data, run, smollm2, epoch=2, refresh="80%", **options)
+        (tmp_path / "version").write_text("first")
+        assert summary["parts"]["near"] > 0
+        assert summary["parts"]["predicted"] > 0
+    assert files(runs["ray"].path) == files(runs["local"].path)

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 import p3select
+from benchmarks import refresh as refresh_
 from p3select import refreshing, scores, shards, validation
 from p3select.errors import InputError, MismatchError
 from tests.fakes import FakeEncoder, FakeScorer
@@ -104,16 +105,16 @@ def test_a_linear_drift_is_found(share):
     # The budget is used, and kept.
     spent = sizes[0][measured].sum() / sizes[0].sum()
     assert share - 0.002 < spent <= share
-    assert found.about["tokens"] == spent
-    assert sum(found.about["rows"].values()) == 4000
+    assert found.about["share_of_tokens"] == spent
+    assert sum(found.about["parts"].values()) == 4000
     assert stats.spearmanr(found.difficulty, now).statistic > 0.99
     eligible = [values <= np.percentile(values, 70) for values in (found.difficulty, now)]
     assert (eligible[0] & eligible[1]).sum() / (eligible[0] | eligible[1]).sum() > 0.95
     # The errors that are told are those that are made: noise of 0.1 in the logits.
     wrong = (found.difficulty - now)[~measured]
     assert 0.7 < np.sqrt(np.mean(wrong**2)) / np.sqrt(np.mean(found.error[~measured] ** 2)) < 1.4
-    assert 0.7 < np.sqrt(np.mean(wrong**2)) / found.about["rmse"] < 1.4
-    assert found.about["right_side"] > 0.97
+    assert 0.7 < np.sqrt(np.mean(wrong**2)) / found.about["held_back_rmse"] < 1.4
+    assert found.about["held_back_right_side"] > 0.97
     # Rows near the threshold are measured; those that are held back are not of them.
     distance = np.abs(logit(now) - logit(np.percentile(now, 70)))
     assert np.median(distance[asked["near"]]) < 0.4 * np.median(distance)
@@ -124,12 +125,12 @@ def test_without_a_threshold_the_rest_is_drawn_at_random():
     asked = {}
     found = refreshing.refreshed(past._replace(percentile=None), 2, sizes, None, 0.25, 0, measuring(now, asked))
     assert list(asked) == ["drawn"]
-    assert 0.24 < found.about["tokens"] <= 0.25
-    assert found.about["rows"]["near"] == found.about["components"] == 0
-    assert found.about["right_side"] is None
+    assert 0.24 < found.about["share_of_tokens"] <= 0.25
+    assert found.about["parts"]["near"] == found.about["components"] == 0
+    assert found.about["held_back_right_side"] is None
     # Embeddings make predictions better where difficulty changes with them.
     with_them = refreshing.refreshed(past._replace(percentile=None), 2, sizes, vectors, 0.25, 0, measuring(now, {}))
-    assert with_them.about["rmse"] < 0.9 * found.about["rmse"]
+    assert with_them.about["held_back_rmse"] < 0.9 * found.about["held_back_rmse"]
 
 
 def test_rows_without_a_score_are_left_alone_and_known_ones_are_taken_along():
@@ -145,7 +146,7 @@ def test_rows_without_a_score_are_left_alone_and_known_ones_are_taken_along():
     assert np.array_equal(np.isnan(found.difficulty), np.arange(1000) % 7 == 0)
     assert not any(part[::7].any() for part in asked.values())
     assert (found.difficulty[1::7] == now[1::7]).all()
-    assert found.about["rows"]["taken over"] > 50
+    assert found.about["parts"]["taken over"] > 50
     # Nothing that is known is asked for once more.
     assert not (asked["near"] & (asked["drawn"] | (np.arange(1000) % 7 == 1))).any()
 
@@ -299,6 +300,7 @@ def test_an_epoch_is_measured_in_part_and_predicted_for_the_rest(tmp_path, gsm8k
     assert {**again, "reused": 0, "seconds": 0} == {**summary, "reused": 0, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_given_again_it_makes_the_same_bytes(tmp_path, gsm8k, tokenizer, monkeypatch, first):
     whole, broken = (copied(first, tmp_path / name) for name in ("whole", "broken"))
     calls = Smooth(tokenizer, 1)
@@ -328,6 +330,7 @@ def test_killed_anywhere_and_given_again_it_makes_the_same_bytes(tmp_path, gsm8k
     assert scores.fingerprint(whole, 2) == scores.fingerprint(broken, 2)
 
 
+@pytest.mark.slow
 def test_later_epochs_go_on_from_predicted_ones(tmp_path, gsm8k, tokenizer, first):
     run = copied(first, tmp_path / "run")
     refresh(run, gsm8k, Smooth(tokenizer, 1))
@@ -366,6 +369,7 @@ def test_selection_takes_predicted_rows_and_says_so(tmp_path, gsm8k, tokenizer, 
             p3select.select(run, epoch=2, epochs=3, budget=40, difficulty=kind, selector="topk", overwrite=True)
 
 
+@pytest.mark.slow
 def test_what_reads_scores_knows_predicted_rows(tmp_path, gsm8k, tokenizer, first):
     run = copied(first, tmp_path / "run")
     refresh(run, gsm8k, Smooth(tokenizer, 1))
@@ -416,9 +420,10 @@ def test_without_an_index_or_embeddings_it_says_so(tmp_path, gsm8k, tokenizer):
     assert summary["percentile"] is None
     assert summary["parts"]["near"] == summary["components"] == 0
     assert summary["notes"] == ["epoch 1 has no index to tell the threshold by: select it before, for a better choice"]
-    assert json.loads((run.scores(2) / "refresh.json").read_text())["right_side"] is None
+    assert json.loads((run.scores(2) / "refresh.json").read_text())["held_back_right_side"] is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(tmp_path, gsm8k, tokenizer, first):
     run = copied(first, tmp_path / "run")
 
@@ -452,3 +457,20 @@ def test_what_cannot_be_is_refused(tmp_path, gsm8k, tokenizer, first):
     p3select.score(gsm8k, run, epoch=2, scorer=Smooth(tokenizer, 1), shard_rows=64, overwrite=True)
     assert "measured" not in table(run, 2).columns
     assert sorted(path.name for path in run.scores(2).iterdir() if path.suffix != ".parquet") == ["manifest.json"]
+
+
+def test_the_benchmark_looks_measured_rows_up(tmp_path, second, capsys):
+    before = files(second.path)
+    refresh_.main([str(second.path), "--shares", "30%,60%", "--seeds", "3", "--out", str(tmp_path / "found.json")])
+    assert files(second.path) == before
+    found = json.loads((tmp_path / "found.json").read_text())
+    none, some, more = found["results"]
+    assert [one["share"] for one in found["results"]] == [0.0, 0.3, 0.6]
+    old, new = (table(second, epoch)["difficulty"] for epoch in (1, 2))
+    assert none["spearman"] == pytest.approx(stats.spearmanr(old, new).statistic)
+    assert none["spearman"] < some["spearman"] < more["spearman"]
+    assert found["cost"] == "tokens"
+    assert 0.27 < some["tokens"] <= 0.3
+    assert 0.3 < some["claimed"] / some["rmse"] < 3
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+    assert "goal at 25%: spearman ≥ 0.97: not measured" in capsys.readouterr().out

@@ -115,7 +115,7 @@ def epochs(run: Run, rows: int) -> tuple[list[Epoch], str, list[str]]:
         raise InputError(notes[0] if notes else f"{run.path}: no scores; run 'p3select score' first")
     for epoch in found:
         if guessed := epoch.status.get(scores.PREDICTED):
-            rmse = read_json(run.scores(epoch.source) / "refresh.json")["rmse"]
+            rmse = read_json(run.scores(epoch.source) / "refresh.json")["held_back_rmse"]
             notes.append(
                 f"epoch {epoch.number}: the difficulty of {guessed:,} rows is predicted, not measured (error on rows "
                 f"held back: {rmse:.3f}); losses, and the rows that are shown, are of measured rows"
