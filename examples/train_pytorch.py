@@ -7,7 +7,6 @@ DATA is a file of JSON Lines with prompt and completion; the loss is on the comp
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +18,8 @@ network = AutoModelForCausalLM.from_pretrained(model, dtype="float32").train()
 # Each epoch is a training of its own, so the rate is constant.
 optimizer = torch.optim.AdamW(network.parameters(), lr=2e-5)
 
-rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
+with open(data, encoding="utf-8") as file:
+    rows = [json.loads(line) for line in file]
 for number, row in enumerate(rows, start=1):
     prompt = tokenizer(row["prompt"])["input_ids"]
     ids = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import traceback
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +41,10 @@ class Crew(Protocol):
 
     def gather(self, attribute: str) -> list[Any]:
         """What it is for each worker."""
+        ...
+
+    def told(self, attribute: str) -> list[Any]:
+        """What it is for each worker that answers soon: when all is done, none is worth waiting for."""
         ...
 
     def each(
@@ -105,6 +110,8 @@ class _Here:
 
     def gather(self, attribute: str) -> list[Any]:
         return [getattr(self._worker, attribute)]
+
+    told = gather
 
     def each(
         self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None
@@ -237,6 +244,16 @@ class _Actors:
                 if error is not None:
                     raise error
         return [value for value, _ in self._get(asked)]
+
+    def told(self, attribute: str) -> list[Any]:
+        asked = [actor.ask.remote(attribute) for actor in self._actors]
+        ready, _ = self._ray.wait(asked, num_returns=len(asked), timeout=PATIENCE)
+        found = []
+        for one in ready:
+            with suppress(P3Error):
+                value, error = self._get([one])[0]
+                found += [] if error else [value]
+        return found
 
     def each(
         self, method: str, items: Iterable[tuple[Any, ...]], advance: Callable[[int, int], None] | None = None

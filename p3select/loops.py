@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 PLACES = ("model", "data", "index", "out", "epoch", "epochs", "seed")
 # Options of score and select that change nothing in what comes of them, and may change between two calls.
 FREE_SCORING = ("columns", "reuse", "engine", "workers", "address", "gpus", "overwrite")
+# And the scorers' own: what matters of them is in the scores' settings.
+FREE_OPTIONS = (
+    *("server", "concurrency", "timeout", "retries"),
+    *("memory", "batched_tokens", "tensor_parallel", "compare"),
+)
 FREE_SELECTING = ("workers", "address", "overwrite")
 # Seconds that a command has to end itself, once it is told to.
 GRACE = 10
@@ -94,14 +99,22 @@ def loop(
     run.check(dataset)
     if encoder is not None:
         embeddings.embed(dataset, run, encoder, show_progress=show_progress)
+    # Lists of rows are known by what they hold.
+    listed = {
+        name: fingerprints.of_files(one)
+        if name in ("include", "exclude") and isinstance(one, str | Path) and Path(one).is_file()
+        else one
+        for name, one in (selecting or {}).items()
+    }
+    options = {name: one for name, one in ((scoring or {}).get("options") or {}).items() if name not in FREE_OPTIONS}
     asked = {
         "train": train,
         "to": to,
         "epochs": epochs,
         "budget": str(budget),
         "seed": seed,
-        **_asked(scores.score, scoring or {}, FREE_SCORING),
-        **_asked(selection.select, selecting or {}, FREE_SELECTING),
+        **_asked(scores.score, {**(scoring or {}), "options": options}, FREE_SCORING),
+        **_asked(selection.select, listed, FREE_SELECTING),
     }
     done = []
     # An adapter is scored on the last whole weights; the first epoch is known by the model, the others by the work
@@ -133,14 +146,11 @@ def loop(
                 base,
                 epoch=epoch,
                 adapter=adapter,
+                # In the next epoch it would have to be another one.
+                verified=epochs > 1,
                 show_progress=show_progress,
                 **{"seed": seed, **_scoring(scoring or {}, epoch)},
             )
-            if epochs > 1 and scores.settings(run, epoch).get("verified") is False:
-                raise InputError(
-                    "the scorer's weights could not be compared with the policy's, which changes every epoch: leave "
-                    "compare=false out, or score in this process (--scorer transformers or vllm)"
-                )
             if show_progress:
                 for note in about["notes"]:
                     progress.say(f"note: {note}")
@@ -158,6 +168,7 @@ def loop(
             index = fingerprints.of_files(run.index(epoch))
             exporters.export(run, epoch=epoch, to=to, out=places["data"], overwrite=True)
             trained = _train(command, places, show_progress)
+            _adapter(out, base)  # an epoch that left the wrong one is not done
             write_json(mark, {"made": made, "index": index, "epoch": told, "seconds": trained})
         adapter = _adapter(out, base)
         base = str(out) if adapter is None else base
@@ -204,15 +215,20 @@ def _known(mark: Path, made: Mapping[str, Any], index: Path) -> dict[str, Any]:
     if changed:
         raise MismatchError(
             f"{mark.parent}: trained otherwise (differs in {', '.join(changed)}); give what was given then, or another "
-            "--run"
+            f"--run, or {_again(mark)}"
         )
     if not index.is_file() or fingerprints.of_files(index) != known["index"]:
         raise MismatchError(
-            f"{index}: not the rows that the weights in {mark.parent} were trained on; give another --run, or remove "
-            f"{mark} to train this epoch again"
+            f"{index}: not the rows that the weights in {mark.parent} were trained on; give another --run, or "
+            f"{_again(mark)}"
         )
     told: dict[str, Any] = known["epoch"]
     return told
+
+
+def _again(mark: Path) -> str:
+    name = mark.parent.name
+    return f"to train again from there on remove scores/, index/ and loop/ of {name} and of all epochs after it"
 
 
 def _train(command: str, places: Mapping[str, str], show: bool) -> float:
@@ -290,7 +306,7 @@ def _adapter(out: Path, base: str) -> Path | None:
     if named is None or _place(named) != _place(base):
         raise InputError(
             f"{file}: an adapter on {named}, and the last whole weights, on which it would be scored, are {base}; have "
-            "the command train it on those, or leave whole weights"
+            f"the command train it on those, or leave whole weights, and remove {out}"
         )
     return out
 

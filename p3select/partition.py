@@ -87,7 +87,7 @@ def partitioned(
         shutil.rmtree(folder, ignore_errors=True)
     own = [(one["places"], one["gains"]) for one in found]
     union = np.unique(np.concatenate([places for places, _ in own]))
-    places, gains = selectors.find(selector)(vectors(union), quality[union], k, **_of(options, union))
+    places, gains = selectors.find(selector)(vectors(union), quality[union], min(k, len(union)), **_of(options, union))
     return max([(union[places], gains), *own], key=_worth)
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 FORMAT = 1
+# Seconds after which a temporary file is nobody's, where its process is not to be seen.
+STALE = 86_400
 
 
 class Run:
@@ -157,12 +161,14 @@ def _clear(folder: Path) -> None:
     # A walk: another process may remove a folder meanwhile.
     for place, _, names in os.walk(folder):
         for temporary in filter(None, map(name.fullmatch, names)):
-            try:
-                os.kill(int(temporary[1]), 0)
-            except ProcessLookupError:
-                Path(place, temporary[0]).unlink(missing_ok=True)
-            except PermissionError:
-                pass  # another user's, at work
+            file = Path(place, temporary[0])
+            with suppress(OSError):  # another user's, or gone meanwhile
+                if time.time() - file.stat().st_mtime < STALE:
+                    continue  # perhaps of another container that has this machine's name
+                try:
+                    os.kill(int(temporary[1]), 0)
+                except ProcessLookupError:
+                    file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

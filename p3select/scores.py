@@ -27,7 +27,7 @@ from p3select import (
 )
 from p3select.dataset import Dataset, Slice, load
 from p3select.difficulties import difficulty
-from p3select.errors import InputError, MismatchError, RowError
+from p3select.errors import EngineError, InputError, MismatchError, RowError
 from p3select.run import Run, read_json, write_json
 from p3select.tokenised import SCORED
 
@@ -80,6 +80,7 @@ def score(
     address: str | None = None,
     gpus: float | None = None,
     shard_rows: int = SHARD_ROWS,
+    verified: bool = False,
     overwrite: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def score(
         address: With ``ray``: a cluster's address; None for a Ray of this machine's own.
         gpus: With ``ray``: GPUs of a worker; None for one where there are any.
         shard_rows: Rows in a shard.
+        verified: Refuse a scorer that cannot tell that it has the policy's weights, as a server whose weights are not
+            at hand; nothing of such a one is taken over in any case.
         overwrite: Score anew where scores of other weights or settings are in the epoch's place.
         show_progress: Print the tokens to score, rows/s, tokens/s and the time left on stderr.
 
@@ -154,7 +157,7 @@ def score(
         asked["ifd"] = ifd or None
         shards.check(folder, asked | chosen, rows, about)
     if engine == "ray" and gpus is None:
-        gpus = (options or {}).get("tensor_parallel")  # a worker needs as many
+        gpus = _parallel(options)
     if engine != "local" and not isinstance(scorer, str):
         raise InputError(f"engine {engine!r}: its workers load the scorer by name; give its name and the model")
     if engine != "local":
@@ -163,7 +166,11 @@ def score(
         arguments |= {name: distributed.everywhere(arguments[name]) for name in ("model", "adapter")}
     crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
     try:
-        settings = crew.ask("settings") | ({} if past is None else past.settings)
+        settings = crew.ask("settings")
+        if settings.get("verified") is False:
+            _unverified(crew, verified, engine != "local" and show_progress)
+        # Not in place: workers are compared with what they said.
+        settings = settings | ({} if past is None else past.settings)
         run.bind(dataset)
         claim = partial(shards.claim, folder, settings, rows, overwrite=overwrite, about=about)
         if past is None:
@@ -177,7 +184,7 @@ def score(
         work = _Work(crew, folder, there, parts, known, settings, show_progress)
         counted = _all(work, ifd) if past is None else past.score(work, claim)
         # Workers may have different ones: of the rows that they met, or with measured numbers.
-        notes = list(dict.fromkeys([*counted.pop("notes", ()), *known.notes, *itertools.chain(*crew.gather("notes"))]))
+        notes = list(dict.fromkeys([*counted.pop("notes", ()), *known.notes, *itertools.chain(*crew.told("notes"))]))
     finally:
         crew.close()
     summary = _summary(read(run, epoch, columns=["difficulty", "tokens", "status", "boundary_shift"]))
@@ -458,6 +465,8 @@ class Worker:
             raise InputError(
                 f"row {shard.first + [*chosen, *half][error.row]} of the dataset: {error.reason}"
             ) from error
+        except EngineError as error:
+            raise EngineError(f"rows {shard.first} to {shard.stop - 1} of the dataset: {error}") from error
         except InputError as error:
             skipped = (
                 f", without {len(encoded) - len(chosen)} that are not scored now" if len(chosen) < len(encoded) else ""
@@ -646,11 +655,14 @@ class _There:
         run.check(dataset)
         self._folder, self._ifd = run.scores(epoch), bool(settings.get("ifd"))
         if not overwrite:
-            shards.check(self._folder, {"refresh": None, **settings}, rows)
+            shards.check(self._folder, {"refresh": None, "ifd": None, **settings}, rows)
         manifest = shards.manifest(self._folder)
-        self._same = manifest is not None and manifest["settings"] == settings
+        # Otherwise it is removed, with all that might be taken over from it.
+        self._same = manifest is not None and manifest["settings"] == settings and rows >= manifest["rows"]
         other = None if reuse is None else reuse if isinstance(reuse, Run) else Run(reuse)
-        self._known = _Known(run, settings, other, self._folder if self._same else None)
+        if other is not None:
+            other.info()
+        self._known = _Known(run, settings, other, self._folder, there=self._same)
 
     def of(self, shard: Shard, encoded: Sequence[TokenRow]) -> tuple[list[int], list[int]]:
         """Rows of a shard of which the first pass is there, and those of which both are."""
@@ -664,10 +676,12 @@ class _There:
 class _Known:
     """Rows that were scored before under the same weights, found by the hash of their tokens."""
 
-    def __init__(self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path | None) -> None:
+    def __init__(
+        self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path, *, there: bool = True
+    ) -> None:
         # By the hash not of the folder that is being written: a run that is killed and goes on would take over rows
         # that an uninterrupted one scores, and differ from it by rounding.
-        self._target, self._ifd = target, bool(settings.get("ifd"))
+        self._target, self._ifd = target if there else None, bool(settings.get("ifd"))
         self.notes: list[str] = []
         sources = [folder for folder in self._sources(run, settings, reuse) if folder != target]
         found = [_hashed(sorted(folder.glob("part-*.parquet")), self._ifd) for folder in sources]
@@ -807,6 +821,28 @@ def _prepare(
         "max_length": max_length,
         "truncate": truncate,
     }
+
+
+def _unverified(crew: distributed.Crew, refused: bool, show: bool) -> None:
+    """Refuse a scorer that cannot tell whose weights it has, or say so: what a worker elsewhere says is not seen."""
+    if refused:
+        raise InputError(
+            "the scorer cannot tell that it has this policy's weights: serve the policy's own folder under its path, "
+            "give --option dtype=float32 for a server in float32, leave compare=false out, or score in this process "
+            "(--scorer transformers or vllm)"
+        )
+    for note in dict.fromkeys(itertools.chain(*crew.gather("notes"))) if show else ():
+        progress.say(f"note: {note}")
+
+
+def _parallel(options: Mapping[str, Any] | None) -> int | None:
+    """GPUs that an engine of these options needs, where it is more than one."""
+    told = (options or {}).get("tensor_parallel", 1)
+    try:
+        parallel = int(told)
+    except (TypeError, ValueError):
+        raise InputError(f"option tensor_parallel={told!r}: not a whole number") from None
+    return parallel if parallel > 1 else None
 
 
 def _limited(limit: int | None, rows: int) -> int:

@@ -95,7 +95,13 @@ def read(folder: Path, shards: list[Shard], columns: list[str] | None = None) ->
     for shard in shards:
         with opened(file(folder, shard)) as reader:
             tables.append(reader.read(columns).slice(0, shard.rows))
-    # Parts that were made from files of another kind may have ids of another width.
+    # Parts that were made from files of another kind may have ids of another width, or 7 in place of "7".
+    kinds = {table.schema.field("id").type for table in tables if "id" in table.column_names}
+    if len(kinds) > 1 and not all(map(pa.types.is_integer, kinds)):
+        tables = [
+            table.set_column(table.column_names.index("id"), "id", table.column("id").cast(pa.large_string()))
+            for table in tables
+        ]
     return pa.concat_tables(tables, promote_options="permissive")
 
 

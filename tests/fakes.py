@@ -82,6 +82,13 @@ class Unlucky(FakeScorer):
         return super().score(ids, scored, advance)
 
 
+class Patient(Unlucky):
+    """With an option that changes nothing in what it gives."""
+
+    def __init__(self, model, *, adapter: str | None = None, timeout: float = 1.0):
+        super().__init__(model, adapter=adapter)
+
+
 class Unverified(Unlucky):
     """As a server whose weights nobody could compare."""
 

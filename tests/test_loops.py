@@ -240,11 +240,34 @@ def trained(tmp_path, gsm8k, smollm2):
     return on
 
 
+def test_how_an_engine_is_reached_may_change(tmp_path, gsm8k, smollm2, command):
+    run = p3select.Run(tmp_path / "run")
+    for timeout in ("1.0", "2.0"):
+        scoring = {**SCORER, "scorer": "tests.fakes:Patient", "options": {"timeout": timeout}}
+        done = call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, epochs=1)
+    assert done[0]["seconds_training"] == 0.0
+
+
+def test_a_list_of_rows_is_known_by_what_it_holds(tmp_path, gsm8k, smollm2, command):
+    run = p3select.Run(tmp_path / "run")
+    for name, rows, refused in (("a.txt", "1", False), ("b.txt", "1", False), ("a.txt", "2", True)):
+        (tmp_path / name).write_text(rows)
+        given = {"epochs": 1, "selecting": {**SELECTING, "exclude": tmp_path / name}}
+        if refused:
+            with pytest.raises(MismatchError, match=r"differs in exclude"):
+                call(gsm8k, run, smollm2, f"{command} never", **given)
+        else:
+            call(gsm8k, run, smollm2, f"{command} never", **given)
+    assert len(log(run)) == 1
+
+
 def test_a_scorer_whose_weights_are_not_verified_is_for_one_epoch(tmp_path, gsm8k, smollm2, command, capsys):
     scoring = {**SCORER, "scorer": "tests.fakes:Unverified"}
     train = f"{command} never"
-    with pytest.raises(InputError, match="could not be compared with the policy's"):
-        call(gsm8k, p3select.Run(tmp_path / "run"), smollm2, train, scoring=scoring)
+    refused = p3select.Run(tmp_path / "run")
+    with pytest.raises(InputError, match="cannot tell that it has this policy's weights"):
+        call(gsm8k, refused, smollm2, train, scoring=scoring)
+    assert not (refused.path / "scores").exists()
     run = p3select.Run(tmp_path / "one")
     (one,) = call(gsm8k, run, smollm2, train, scoring=scoring, epochs=1, show_progress=True)
     assert one["selected"] == 8

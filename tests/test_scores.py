@@ -493,6 +493,23 @@ def test_ids_of_another_width_are_the_same_ids(tmp_path, gsm8k, tokenizer):
     p3select.select(run, epoch=1, epochs=1, budget=10, selector="topk")
 
 
+def test_numbers_and_texts_may_be_the_same_ids(tmp_path, gsm8k, tokenizer):
+    rows = pl.read_parquet(gsm8k)[:60].with_columns(id=pl.int_range(60))
+    rows.write_parquet(tmp_path / "rows.parquet")
+    rows.with_columns(pl.col("id").cast(pl.String)).write_ndjson(tmp_path / "rows.jsonl")
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(tmp_path / "rows.parquet", run, scorer=FakeScorer(tokenizer), shard_rows=20, limit=30)
+    p3select.score(tmp_path / "rows.jsonl", run, scorer=FakeScorer(tokenizer), shard_rows=20)
+    assert scores.read(run, 1).column("id").to_pylist() == list(map(str, range(60)))
+
+
+def test_a_worker_has_the_gpus_of_its_engine(tmp_path, gsm8k):
+    with pytest.raises(InputError, match=r"option tensor_parallel='x': not a whole number"):
+        p3select.score(gsm8k, tmp_path, "m", engine="ray", options={"tensor_parallel": "x"})
+    assert [scores._parallel(given) for given in (None, {}, {"tensor_parallel": "1"})] == [None] * 3
+    assert [scores._parallel({"tensor_parallel": given}) for given in ("2", 4)] == [2, 4]
+
+
 @pytest.mark.parametrize("ifd", [False, True])
 def test_a_dry_run_counts_what_is_left_to_do(ifd, tmp_path, gsm8k, tokenizer):
     run = p3select.Run(tmp_path / "run")
@@ -509,5 +526,13 @@ def test_a_dry_run_counts_what_is_left_to_do(ifd, tmp_path, gsm8k, tokenizer):
         assert summary["reused_first_pass"] == (60 if ifd else 0)
     with pytest.raises(MismatchError, match="model"):
         scores.estimate(gsm8k, scorer=FakeScorer(tokenizer, model="b"), run=run, shard_rows=25, limit=100)
-    anew = {"run": run, "shard_rows": 25, "limit": 100, "overwrite": True}
-    assert scores.estimate(gsm8k, scorer=FakeScorer(tokenizer, model="b"), **anew)["reused"] == 0
+
+
+def test_a_dry_run_takes_nothing_over_of_what_it_would_replace(tmp_path, gsm8k, tokenizer):
+    p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer), limit=60, shard_rows=25)
+    for other in ({"model": "b"}, {"limit": 20}, {"shard_rows": 20}, {"max_length": 1000}):
+        given = {"run": tmp_path, "shard_rows": 25, "limit": 100, "overwrite": True, **other}
+        scorer = FakeScorer(tokenizer, model=given.pop("model", "fake-1"))
+        assert scores.estimate(gsm8k, scorer=scorer, **given)["reused"] == 0
+    with pytest.raises(InputError, match="no run folder"):
+        scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), run=tmp_path, reuse=tmp_path / "gone", epoch=2)

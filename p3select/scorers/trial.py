@@ -52,6 +52,7 @@ _HALF = 0.15
 # tell anything.
 _SHARE = 0.1
 _UNCLEAR = 0.5
+_REMEDY = "; it is loaded to compare the engine with transformers, which the option compare=false leaves out"
 
 
 def rows(tokenizer: Any, vocabulary: int, longest: int | None, step: int = 0) -> tuple[Ids, Ids]:
@@ -110,7 +111,10 @@ def by_transformers(
         InputError: There is no memory for it, or the model or the adapter cannot be read.
         MissingLibraryError: An adapter needs peft.
     """
-    need = 4 * checkpoints.empty(config).num_parameters()
+    try:
+        need = 4 * checkpoints.empty(config).num_parameters()
+    except Exception as error:
+        raise InputError(f"model {str(model)!r}: {checkpoints.first_line(error)}{_REMEDY}") from error
     free = psutil.virtual_memory().available
     if need > free:
         raise InputError(
@@ -118,7 +122,10 @@ def by_transformers(
             f"and {free / 2**30:.0f} GiB are free; the option compare=false leaves it out"
         )
     with _all_cores():
-        network = checkpoints.network(model, "cpu", dtype or "float32")
+        try:
+            network = checkpoints.network(model, "cpu", dtype or "float32")
+        except InputError as error:
+            raise InputError(f"{error}{_REMEDY}") from error
         if not getattr(network, "is_quantized", False):  # which cannot be had in another type
             network = network.float()
         plain = _forward(network, ids, scored)
