@@ -534,7 +534,7 @@ def _asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Pa
         raise InputError("train and evaluate go together: give both commands, or neither")
     if evaluate is None:
         return None
-    loops._filled(call["train"], dict.fromkeys(loops.PLACES, ""))
+    loops.filled(call["train"], dict.fromkeys(loops.PLACES, ""))
     _filled(evaluate, dict.fromkeys(PLACES, ""))
     policy = scores.policy(run, 1) if model is None else str(model)
     if policy is None:
@@ -687,7 +687,7 @@ def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, 
             raise InputError(f"{model}: discarded, and evaluated by another command: {known['command']}")
     folder.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    code = loops._run(command)
+    code = loops.run_command(command)
     if code:
         raise P3Error(
             f"the evaluation ended with {code}: {command}; mend it and give the same call again: what is trained stays"

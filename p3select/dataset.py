@@ -433,12 +433,12 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 def _count(path: Path) -> int:
     if path.suffix in PARQUET:
         return int(_parquet(path).metadata.num_rows)
-    return len(_places(path)[0])
+    return len(places(path)[0])
 
 
 def _read_rows(path: Path, columns: pa.Schema, first: int, stop: int) -> pa.Table:
     if path.suffix not in PARQUET:
-        starts, numbers = _places(path)
+        starts, numbers = places(path)
         with path.open("rb") as lines:
             lines.seek(starts[first])
             own = [line for line in islice(lines, int(numbers[stop - 1] - numbers[first]) + 1) if line.strip()]
@@ -455,7 +455,7 @@ def _read_json_lines(path: Path) -> pa.Table:
     return _table(path, list(_lines(path)))
 
 
-def _places(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+def places(path: Path) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
     """Where each line that is not blank begins, in bytes, and its number; the file is run over once in a process."""
     if not path.is_file():
         raise InputError(f"{path}: the file is gone; give the path where it is now")

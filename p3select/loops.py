@@ -91,7 +91,7 @@ def loop(
         MismatchError: The run folder holds another loop's work, or an epoch's index is not the one trained on.
         P3Error: The command failed.
     """
-    _filled(train, dict.fromkeys(PLACES, ""))
+    filled(train, dict.fromkeys(PLACES, ""))
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"epochs {epochs!r}: at least 1")
     run = run if isinstance(run, Run) else Run(run)
@@ -134,7 +134,7 @@ def loop(
             "epochs": str(epochs),
             "seed": str(seed),
         }
-        command = _filled(train, places)
+        command = filled(train, places)
         if mark.is_file():
             told = _known(mark, made, run.index(epoch))
             _weights(out, command)
@@ -236,7 +236,7 @@ def _train(command: str, places: Mapping[str, str], show: bool) -> float:
     if show:
         progress.say(f"epoch {places['epoch']} of {places['epochs']}: {command}")
     clock = time.monotonic()
-    code = _run(command)
+    code = run_command(command)
     if code:
         raise P3Error(
             f"epoch {places['epoch']}: the command ended with {code}: {command}; mend it and give the same call "
@@ -246,7 +246,7 @@ def _train(command: str, places: Mapping[str, str], show: bool) -> float:
     return time.monotonic() - clock
 
 
-def _run(command: str) -> int:
+def run_command(command: str) -> int:
     """Run a command to its end; where this process is ended before, so is all that the command started."""
     with _ending():
         # To stderr: stdout is for results. In a session of its own: what it starts can be ended with it.
@@ -311,7 +311,7 @@ def _adapter(out: Path, base: str) -> Path | None:
     return out
 
 
-def _filled(template: str, places: Mapping[str, str]) -> str:
+def filled(template: str, places: Mapping[str, str]) -> str:
     """The command, its places filled with quoted values.
 
     Raises:

@@ -45,7 +45,7 @@ def write(rows: pa.RecordBatchReader, out: Path, *, source: tuple[Sequence[str],
 
 def _copied(paths: Sequence[str], numbers: NDArray[np.int64]) -> Iterator[bytes]:
     """The lines of rows, one at a time."""
-    starts = [dataset._places(Path(path))[0] for path in paths]
+    starts = [dataset.places(Path(path))[0] for path in paths]
     ends = np.cumsum([len(one) for one in starts])
     for number, at in zip(numbers, np.searchsorted(ends, numbers, side="right"), strict=True):
         with Path(paths[at]).open("rb") as file:
