@@ -325,7 +325,11 @@ def export(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @RUN
-@click.option("--against", required=True, metavar="COLUMN", help="The ground truth: numbers, 'Level 3', or categories.")
+@click.option(
+    "--against",
+    metavar="COLUMN",
+    help="The ground truth: numbers, 'Level 3', or categories. [default: none: how difficulties spread and agree]",
+)
 @EPOCH
 @click.option("--by", metavar="COLUMN", help="Look at each value of a column by itself, too.")
 @click.option("--difficulty", default="p3", show_default=True, metavar="LIST", help="Some of p3,nll,ifd.")

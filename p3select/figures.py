@@ -81,29 +81,36 @@ def figure(run: Run, out: Path) -> None:
 
 
 def validation(found: Mapping[str, Any], out: Path) -> None:
-    """Draw what :func:`p3select.validate` found: agreement with its intervals, and means by level.
+    """Draw what :func:`p3select.validate` found: agreement with its intervals; means by level, else how rows spread.
 
     Args:
         found: Its result.
         out: The image file; its ending gives the format (png, svg, pdf).
     """
-    panels_of = [name for name in found["levels"][0] if name not in ("level", "rows")] if "levels" in found else []
     agreement = found.get("agreement", [])
-    height = 1.4 + max(0.3 * len(agreement), 2.2 if panels_of else 0.0)
+    widths = [6.3] * bool(agreement) + [3.6] * len(found["spread"])
+    height = 1.6 + max(0.3 * len(agreement), 2.2)
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        columns = bool(agreement) + len(panels_of)
-        drawing = Figure(figsize=(4.2 * columns, height), layout="constrained")
-        panels = drawing.subplots(1, columns, squeeze=False)[0]
-        drawing.suptitle(f"{found['against']}, {found['rows']:,} rows, epoch {found['epoch']}", fontweight="bold")
+        drawing = Figure(figsize=(sum(widths), height), layout="constrained")
+        panels = drawing.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+        title = f"{found['rows']:,} rows, epoch {found['epoch']}"
+        drawing.suptitle(title if found["against"] is None else f"{found['against']}, {title}", fontweight="bold")
         if agreement:
             _agreement(panels[0], agreement)
-        for panel, measure in zip(panels[bool(agreement) :], panels_of, strict=True):
+        for panel, measure in zip(panels[bool(agreement) :], found["spread"], strict=True):
+            unit = " in tokens" if measure == "length" else ""
+            if "levels" not in found:
+                spread = found["spread"][measure]
+                panel.stairs(spread["counts"], spread["edges"], fill=True, color=ALL)
+                panel.axvline(spread["quantiles"][2], color=THRESHOLD, linewidth=1)
+                panel.set_title(f"{measure}{unit}: rows, median", loc="left")
+                continue
             levels = [f"{one['level']:g}" if found["ordered"] else one["level"] for one in found["levels"]]
             mean, low, high = np.array([one[measure] for one in found["levels"]]).T
             panel.errorbar(range(len(levels)), mean, _arms(mean, low, high), fmt="o", color=CHOSEN, capsize=3)
             panel.set_xticks(range(len(levels)), levels)
             panel.set_xlabel(found["against"])
-            panel.set_title(f"mean {measure}" + (" in tokens" if measure == "length" else ""), loc="left")
+            panel.set_title(f"mean {measure}{unit}", loc="left")
         out.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(out, dpi=150)
 

@@ -108,9 +108,11 @@ def validation(found: Mapping[str, Any]) -> None:
     out = console()
     left = ", ".join(f"{count:,} with {why}" for why, count in found["left_out"].items() if count) or "none"
     head = _plain()
-    head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
+    if found["against"] is not None:
+        head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
     head.add_row("rows", f"{found['rows']:,}; left out: {left}")
     out.print(head)
+    out.print(_spreads(found["spread"], found["between"]))
     if found["ordered"]:
         for group in dict.fromkeys(one["group"] for one in found["agreement"]):
             ones = [one for one in found["agreement"] if one["group"] == group]
@@ -135,6 +137,19 @@ def validation(found: Mapping[str, Any]) -> None:
         if found["ordered"]:
             table.add_row("p of no trend", "", *(f"{found['trend'][name]:.2g}" for name in measures))
         out.print(table)
+
+
+def _spreads(spread: Mapping[str, Any], between: Mapping[str, Any]) -> Table:
+    """How measures are distributed, and how far their orders agree."""
+    title = "over the rows, and Spearman ρ with"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    names = between["measures"]
+    for name in ("", "mean", "5 %", "median", "95 %", *names[:-1]):
+        table.add_column(name, justify="right" if name else "left")
+    for number, (name, row) in enumerate(zip(names, between["spearman"], strict=True)):
+        low, _, median, _, high = spread[name]["quantiles"]
+        table.add_row(name, *(_short(value) for value in (spread[name]["mean"], low, median, high, *row[:number])))
+    return table
 
 
 def comparison(found: Mapping[str, Any]) -> None:
@@ -264,14 +279,23 @@ def _shortage(meta: Mapping[str, Any]) -> str:
 
 
 def _with_interval(values: Sequence[float]) -> str:
-    digits = 3 if abs(values[0]) < 10 else 1
-    return "{} [{}, {}]".format(*(re.sub(r"^(-?)0\.", r"\1.", f"{value:.{digits}f}") for value in values))
+    digits = _digits(values[0])
+    return "{} [{}, {}]".format(*(_short(value, digits) for value in values))
 
 
 def _with_half(values: Sequence[float]) -> str:
     value, low, high = values
-    digits = 3 if abs(value) < 10 else 1
+    digits = _digits(value)
     return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def _short(value: float, digits: int | None = None) -> str:
+    """Without the zero before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{_digits(value) if digits is None else digits}f}")
+
+
+def _digits(value: float) -> int:
+    return 3 if abs(value) < 10 else 1
 
 
 def _plain() -> Table:

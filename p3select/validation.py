@@ -34,13 +34,15 @@ RESAMPLES = 1_000
 LEAST = 10
 # Distinct values up to which a ground truth is shown level by level.
 LEVELS = 20
+# Of a measure over the rows, as its spread.
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUMBER = re.compile(r"[^\d+-]*([+-]?\d+(?:\.\d+)?)")
 
 
 def validate(
     run: Run | str | Path,
     *,
-    against: str,
+    against: str | None = None,
     epoch: int = 1,
     by: str | None = None,
     difficulty: Sequence[str] = ("p3",),
@@ -56,7 +58,7 @@ def validate(
     Args:
         run: The run folder.
         against: The column: numbers, or text with a number in it such as ``Level 3`` (higher = harder); other text
-            is categories without an order.
+            is categories without an order. None: only ``spread`` and ``between`` are found.
         epoch: Whose scores.
         by: A column whose values are groups to be looked at one by one, beside all rows together.
         difficulty: ``p3``, ``nll``, ``ifd``.
@@ -67,11 +69,13 @@ def validate(
         seed: Draws them.
 
     Returns:
-        ``rows``; ``left_out`` (rows without a score, without a value, with a predicted difficulty); ``ordered``;
-        ``agreement``, for each group and measure (the difficulties, and ``length`` in scored tokens): rows, Spearman's
-        ρ and Kendall's τ-b with the ground truth, and ρ given length, each as [value, low, high]; ``levels``, for each
-        value of a ground truth of few values, rows and the means of the measures as [value, low, high]; ``trend``, for
-        each measure, Kendall's two-sided p of no trend over the levels; ``groups_left_out``.
+        ``rows``; ``left_out`` (rows without a score, without a value, with a predicted difficulty); ``spread``, for
+        each measure (the difficulties, and ``length`` in scored tokens) its mean, its ``QUANTILES`` over the rows and
+        how many rows are between the ``edges`` of 30 equal parts of the middle 99 %; ``between``, Spearman's ρ of
+        every two measures; ``ordered``, None without a ground truth; ``agreement``, for each group and measure: rows,
+        Spearman's ρ and Kendall's τ-b with the ground truth, and ρ given length, each as [value, low, high];
+        ``levels``, for each value of a ground truth of few values, rows and the means of the measures as [value, low,
+        high]; ``trend``, for each measure, Kendall's two-sided p of no trend over the levels; ``groups_left_out``.
 
     Raises:
         InputError: No such run, epoch, column or difficulty; or too few rows with both.
@@ -80,14 +84,17 @@ def validate(
     run = run if isinstance(run, Run) else Run(run)
     table = scores.read(run, epoch)
     dataset = run.dataset()
-    truth, ordered = _truth(data.column(dataset, against), against)
+    if against is None and by is not None:
+        raise InputError("by goes with against: the ground truth that each group is compared with")
+    truth, ordered = (None, None) if against is None else _truth(data.column(dataset, against), against)
     groups = None if by is None else _text(data.column(dataset, by))[: table.num_rows]
     scored = table.column("logprob").is_valid().to_numpy()
     guessed = table.column("difficulty").is_valid().to_numpy() & ~scored
-    known = np.array([value is not None for value in truth[: table.num_rows]])
+    known = np.array([truth is None or truth[row] is not None for row in range(table.num_rows)])
     rows = np.flatnonzero(scored & known)
     if len(rows) < LEAST:
-        raise InputError(f"column {against!r}: {len(rows)} rows have a measured score and a value, fewer than {LEAST}")
+        where, also = ("", "") if against is None else (f"column {against!r}: ", " and a value")
+        raise InputError(f"{where}{len(rows)} rows have a measured score{also}, fewer than {LEAST}")
     measures = _measures(run, epoch, table, rows, difficulty, actions, tokenizer)
     length = measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -103,11 +110,18 @@ def validate(
             "no value": int((scored & ~known).sum()),
             **({"predicted difficulty": int(guessed.sum())} if guessed.any() else {}),
         },
+        "spread": {name: _spread(found) for name, found in measures.items()},
+        "between": {
+            "measures": list(measures),
+            "spearman": [[_spearman(one, other) for other in measures.values()] for one in measures.values()],
+        },
         "ordered": ordered,
         "resamples": resamples,
         "seed": seed,
         "scores": scores.settings(run, epoch),
     }
+    if truth is None:
+        return result
     values = truth[rows]
     names: list[tuple[str, NDArray[np.int64]]] = [("all", np.arange(len(rows)))]
     if groups is not None:
@@ -136,6 +150,16 @@ def validate(
             for own in [(values.astype(type(level.item())) == level)]
         ]
     return result
+
+
+def _spread(values: Values) -> dict[str, Any]:
+    counts, edges = np.histogram(values, bins=30, range=np.quantile(values, (0.005, 0.995)).tolist())
+    return {
+        "mean": float(values.mean()),
+        "quantiles": np.quantile(values, QUANTILES).tolist(),
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+    }
 
 
 def _truth(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], bool]:

@@ -130,8 +130,26 @@ def test_the_same_seed_gives_the_same_intervals(run):
     assert one["agreement"] != other["agreement"]
 
 
+def test_without_a_ground_truth_difficulties_are_described(run, tmp_path, capsys):
+    found = p3select.validate(run, difficulty=["p3", "nll"], actions=["whole"])
+    own = columns(run).filter(pl.col("difficulty").is_not_null())["difficulty"].to_numpy()
+    assert (found["rows"], found["ordered"], len(own)) == (149, None, 149)
+    assert "agreement" not in found
+    assert found["spread"]["p3"]["mean"] == pytest.approx(own.mean())
+    np.testing.assert_allclose(found["spread"]["p3"]["quantiles"], np.quantile(own, [0.05, 0.25, 0.5, 0.75, 0.95]))
+    assert sum(found["spread"]["p3"]["counts"]) == 147  # the least and the greatest are not in the middle 99 %
+    assert found["between"]["measures"] == ["p3", "nll", "p3 by whole", "length"]
+    nll = columns(run).filter(pl.col("logprob").is_not_null()).select(-pl.col("logprob") / pl.col("tokens"))
+    assert found["between"]["spearman"][0][1] == pytest.approx(stats.spearmanr(own, nll.to_series()).statistic)
+    assert found["between"]["spearman"][3][3] == pytest.approx(1.0)
+    cli.main(["validate", "--run", str(run.path), "--difficulty", "p3,nll", "--out", str(tmp_path / "spread.png")])
+    assert "149; left out: 1 with no score" in capsys.readouterr().out
+    assert (tmp_path / "spread.png").stat().st_size > 10_000
+
+
 def test_bad_input_is_refused(run):
     for options, message in (
+        ({"by": "source"}, "by goes with against"),
         ({"against": "topic"}, "no column 'topic'"),
         ({"against": "level", "by": "topic"}, "no column 'topic'"),
         ({"against": "level", "epoch": 2}, "not scored yet"),
