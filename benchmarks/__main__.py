@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    """Run a benchmark by its name: a module of this folder with a function ``main(arguments)``.
+    """Run a benchmark by its name: a module or package of this folder with a function ``main(arguments)``.
 
     Args:
         arguments: The name and what the benchmark takes.
@@ -15,12 +15,14 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code: 0, or 2 where there is no such benchmark.
     """
-    files = {file.stem: file for file in sorted(Path(__file__).parent.glob("[!_]*.py"))}
+    here = Path(__file__).parent
+    files = {file.stem: file for file in here.glob("[!_]*.py")}
+    files |= {file.parent.name: file for file in here.glob("*/__init__.py") if "def main(" in file.read_text()}
     if arguments and arguments[0] in files:
         import_module(f"benchmarks.{arguments[0]}").main(arguments[1:])
         return 0
     print("python -m benchmarks NAME")
-    for name, file in files.items():
+    for name, file in sorted(files.items()):
         # Read, not imported: a list should not take as long as loading torch.
         about = ast.get_docstring(ast.parse(file.read_text())) or ""
         print(f"  {name:12} {about.partition(chr(10))[0]}")

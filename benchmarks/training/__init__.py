@@ -1,0 +1,108 @@
+"""What models learn by each strategy: p3select.compare with trainings of a real model, several seeds, held-out loss.
+
+SmolLM2-135M-Instruct, whole, in float32, on rows of GSM8K or of MATH's Counting & Probability. Every strategy trains on
+as many rows and takes as many steps, with one optimiser and one falling rate through all epochs (train.py); it is
+evaluated on rows of the test split (evaluate.py), which nothing was chosen by. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import p3select
+from benchmarks._machine import machine
+from benchmarks.training._plot import draw
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+FILES = {
+    "gsm8k": ("gsm8k_train.parquet", "gsm8k_test.parquet"),
+    "math-cp": ("math_cp_train.parquet", "math_cp_test.parquet"),
+}
+ARMS = "p3,pace-only,dpp-only,uniform,nll-high,longest,full"
+SWEEPS = (
+    "p3,p3+pace=linear:30:95,p3+pace=linear:45:85,p3+pace=constant:80,p3+pace=cosine:50:95,"
+    "p3+quality_weight=0,p3+quality_weight=4"
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Train, evaluate; write ``results/training-NAME.json`` and ``.png``.
+
+    Args:
+        arguments: See ``--help``.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks training", description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--runs", type=Path, required=True, help="folder that keeps what is finished")
+    parser.add_argument("--on", choices=FILES, default="gsm8k")
+    parser.add_argument("--strategies", default=ARMS, help=f"as of p3select compare; for the sweeps: {SWEEPS}")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--budget", type=int, default=50, help="rows of an epoch")
+    parser.add_argument("--rate", type=float, default=5e-5, help="the learning rate at its top")
+    parser.add_argument("--batch", type=int, default=5)
+    parser.add_argument("--held-out", type=int, default=150, help="rows of the test split for the loss")
+    parser.add_argument("--answers", type=int, default=60, help="of them, for exact match")
+    parser.add_argument("--actions", default="line")
+    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
+    parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
+    parser.add_argument("--name", default=None, help="of the result [default: what --on names]")
+    options = parser.parse_args(arguments)
+    folder = options.runs / (options.name or options.on)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{part}.parquet" for part in ("train", "test")]
+    for file, source, count in zip(files, FILES[options.on], (options.rows, options.held_out), strict=True):
+        if not file.is_file():
+            rows = pl.read_parquet(options.data / source).select("id", "prompt", "completion")
+            rows.sample(count, seed=0, shuffle=True).write_parquet(file)
+    before = machine()
+    run = p3select.Run(folder / "first")
+    second = "ifd" in options.strategies.split(",")
+    p3select.score(
+        files[0], run, options.model, scorer="transformers", actions=options.actions, ifd=second, show_progress=True
+    )
+    p3select.embed(files[0], run, options.encoder, show_progress=True)
+    python = shlex.quote(sys.executable)
+    train = (
+        f"{python} {shlex.quote(str(HERE / 'train.py'))} {{model}} {{data}} {{out}} --epoch {{epoch}} "
+        f"--epochs {{epochs}} --seed {{seed}} --rows {options.budget} --batch {options.batch} --rate {options.rate}"
+    )
+    evaluate = (
+        f"{python} {shlex.quote(str(HERE / 'evaluate.py'))} {{model}} {shlex.quote(str(files[1].absolute()))} {{out}} "
+        f"--answers {options.answers}"
+    )
+    found = p3select.compare(
+        run,
+        budget=options.budget,
+        epochs=options.epochs,
+        out=folder / "compared",
+        strategies=options.strategies.split(","),
+        train=train,
+        evaluate=evaluate,
+        seeds=[int(seed) for seed in options.seeds.split(",")],
+        model=options.model,
+        scoring={"scorer": "transformers"},
+        discard=True,
+        show_progress=True,
+    )
+    settings = {name: value for name, value in vars(options).items() if name not in ("data", "runs", "name")}
+    results: dict[str, Any] = {
+        "machine": before,
+        "settings": settings | {name: Path(settings[name]).name for name in ("model", "encoder")},
+        "trained": {
+            name: value for name, value in found["trained"].items() if name not in ("train", "evaluate", "model")
+        },
+    }
+    file = ROOT / "benchmarks" / "results" / f"training-{options.name or options.on}.json"
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results["trained"], file.with_suffix(".png"))
+    print(file)

@@ -1,0 +1,85 @@
+"""One epoch of a training in plain PyTorch that goes on where the last epoch ended.
+
+    python train.py MODEL DATA OUT --epoch 2 --epochs 4 --seed 0 --rows 50
+
+The optimiser's state lies beside the weights, and the rate falls along one line through all epochs. Of data with more
+rows than ``--rows`` (the strategy full) epoch e takes the e-th part of one order: as many steps as the others.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+STATE = "optimizer.pt"
+WARM = 0.1
+"""Of the steps of all epochs, until the rate is at its top."""
+
+
+def main() -> None:
+    """Train for an epoch."""
+    parser = argparse.ArgumentParser()
+    for name in ("model", "data", "out"):
+        parser.add_argument(name, type=Path)
+    for name in ("epoch", "epochs", "seed", "rows", "batch"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    network = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.0)
+    if options.epoch > 1:
+        optimizer.load_state_dict(torch.load(options.model / STATE, weights_only=True))
+
+    rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
+    if len(rows) > options.rows:
+        order = np.random.default_rng(options.seed).permutation(len(rows))
+        order = order[(options.epoch - 1) * options.rows : options.epoch * options.rows]
+    else:
+        order = np.random.default_rng([options.seed, options.epoch]).permutation(len(rows))
+    if len(order) != options.rows:
+        raise SystemExit(f"{options.data}: {len(order)} rows for epoch {options.epoch}, not {options.rows}")
+    steps = -(-options.rows // options.batch)
+    total = steps * options.epochs
+    for number in range(steps):
+        at = (options.epoch - 1) * steps + number
+        warm = max(1.0, WARM * total)
+        rate = options.rate * min((at + 1) / warm, (total - at) / (total - warm + 1))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        picked = [rows[row] for row in order[number * options.batch : (number + 1) * options.batch]]
+        tokens, targets = batch(picked, tokenizer)
+        logits = network(input_ids=tokens, attention_mask=(tokens != tokenizer.pad_token_id).long()).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {at + 1} of {total}: loss {loss.item():.3f}", flush=True)
+    network.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    if options.epoch < options.epochs:
+        torch.save(optimizer.state_dict(), options.out / STATE)
+
+
+def batch(rows: list[dict[str, str]], tokenizer: AutoTokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (rows, length), padded at the end, and their targets, −100 where nothing is to be learned."""
+    ids, targets = [], []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        whole = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]
+        ids.append(torch.tensor(whole))
+        targets.append(torch.tensor([-100] * len(prompt) + whole[len(prompt) :]))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return (
+        pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+        pad(targets, batch_first=True, padding_value=-100),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The benchmark of trainings: what counts as a right answer."""
+
+import pytest
+
+from benchmarks.training.evaluate import answer
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("so 2 + 2 = 4.\n#### 4", "4"),
+        ("#### 3\nno:\n#### 1,250.00", "1250"),
+        ("#### -7 dollars", "-7"),
+        ("#### none", None),
+        ("the answer is 4", None),
+        (r"thus $\boxed{1000}$.", "1000"),
+        (r"$\boxed{1}$, no, $\boxed{\dfrac{1}{2^{10}}}$", r"\dfrac{1}{2^{10}}"),
+        (r"$\boxed{\left\{1, 2\right\}}$", r"\left\{1,2\right\}"),
+        (r"$\boxed{\frac{1}{2}", None),
+    ],
+)
+def test_the_final_answer_is_found(text, found):
+    assert answer(text) == found
