@@ -63,7 +63,8 @@ def loop(
     killed is run again. An epoch whose command ended is neither scored nor selected again: it is found to have been
     asked for in the same way, and trained on the index that is there.
 
-    A signal that ends this process (SIGINT, SIGTERM, SIGHUP) ends the command first, with all that it started.
+    A signal that ends this process (SIGINT, SIGTERM, SIGHUP) ends the command first, with all that it started. Where
+    this is called in another thread than the main one, signals are the main thread's, and the command may outlive it.
 
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
@@ -74,11 +75,11 @@ def loop(
         train: A command of the shell, with places to fill: ``{model}`` the policy that enters the epoch, ``{data}`` the
             selected rows, ``{index}`` the index file, ``{out}`` the folder where the new weights must be when it ends
             (a model's, or a LoRA adapter's on the last whole model), ``{epoch}``, ``{epochs}``, ``{seed}``. Paths
-            are quoted. ``{{`` and ``}}`` are braces. It needs ``{out}``, and ``{data}`` or ``{index}``.
+            are absolute, and quoted. ``{{`` and ``}}`` are braces. It needs ``{out}``, and ``{data}`` or ``{index}``.
         to: The exporter that writes ``{data}``; see :func:`p3select.exporters.export`.
         encoder: Of the embeddings; None where the run folder has them, or the selector goes by none.
         scoring: Further arguments of :func:`p3select.score`.
-        selecting: Further arguments of :func:`p3select.select`.
+        selecting: Further arguments of :func:`p3select.select`. With ``scores_of=1`` the first epoch alone is scored.
         seed: Of the selection, and ``{seed}``.
         show_progress: Print what is going on, on stderr.
 
@@ -94,6 +95,10 @@ def loop(
     filled(train, dict.fromkeys(PLACES, ""))
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"epochs {epochs!r}: at least 1")
+    once = (selecting or {}).get("scores_of")
+    if once not in (None, 1):
+        raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
+    scored = range(1, epochs + 1 if once is None else 2)
     run = run if isinstance(run, Run) else Run(run)
     dataset = load(data, (scoring or {}).get("columns"))
     run.check(dataset)
@@ -125,11 +130,12 @@ def loop(
         mark, out = folder / "done.json", folder / "weights"
         made = {**asked, "policy": before}
         seconds = trained = 0.0
+        # Absolute: the command may go to another folder.
         places = {
-            "model": policy,
-            "data": str(folder / f"train{exporters.SUFFIXES.get(to, '')}"),
-            "index": str(run.index(epoch)),
-            "out": str(out),
+            "model": str(Path(policy).absolute()) if Path(policy).exists() else policy,
+            "data": str((folder / f"train{exporters.SUFFIXES.get(to, '')}").absolute()),
+            "index": str(run.index(epoch).absolute()),
+            "out": str(out.absolute()),
             "epoch": str(epoch),
             "epochs": str(epochs),
             "seed": str(seed),
@@ -139,23 +145,11 @@ def loop(
             told = _known(mark, made, run.index(epoch))
             _weights(out, command)
         else:
-            clock = time.monotonic()
-            about = scores.score(
-                dataset,
-                run,
-                base,
-                epoch=epoch,
-                adapter=adapter,
-                # In the next epoch it would have to be another one.
-                verified=epochs > 1,
-                show_progress=show_progress,
-                **{"seed": seed, **_scoring(scoring or {}, epoch)},
-            )
-            if show_progress:
-                for note in about["notes"]:
-                    progress.say(f"note: {note}")
-            measured = about["rows"] - about["status"].get(scores.PREDICTED, 0)
-            seconds = time.monotonic() - clock if about["reused"] < measured else 0.0
+            if epoch in scored:
+                given = {"seed": seed, **_scoring(scoring or {}, epoch)}
+                # In the next epoch that is scored the weights would have to be others.
+                given |= {"epoch": epoch, "adapter": adapter, "verified": len(scored) > 1}
+                seconds = _score(dataset, run, base, given, show_progress)
             chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
             told = {
                 "epoch": epoch,
@@ -177,6 +171,17 @@ def loop(
         )
         policy, before = str(out), fingerprints.of_files(mark)
     return done
+
+
+def _score(dataset: Dataset, run: Run, model: str, given: Mapping[str, Any], show: bool) -> float:
+    """Score an epoch's rows; the seconds that it took, 0 where all scores were there."""
+    clock = time.monotonic()
+    about = scores.score(dataset, run, model, show_progress=show, **given)
+    if show:
+        for note in about["notes"]:
+            progress.say(f"note: {note}")
+    measured = about["rows"] - about["status"].get(scores.PREDICTED, 0)
+    return time.monotonic() - clock if about["reused"] < measured else 0.0
 
 
 def _scoring(given: Mapping[str, Any], epoch: int) -> dict[str, Any]:
@@ -247,11 +252,15 @@ def _train(command: str, places: Mapping[str, str], show: bool) -> float:
 
 
 def run_command(command: str) -> int:
-    """Run a command to its end; where this process is ended before, so is all that the command started."""
-    with _ending():
+    """Run a command to its end; where this process is ended by a signal before, so is all that the command started.
+
+    In another thread than the main one a signal does not reach it.
+    """
+    with _ending() as heed:
         # To stderr: stdout is for results. In a session of its own: what it starts can be ended with it.
         process = subprocess.Popen(command, shell=True, stdout=2, start_new_session=True)
         try:
+            heed()
             return process.wait()
         finally:
             if process.returncode is None:
@@ -259,25 +268,48 @@ def run_command(command: str) -> int:
 
 
 @contextmanager
-def _ending() -> Iterator[None]:
-    """SIGTERM and SIGHUP end this process by way of its ``finally`` clauses, as SIGINT does."""
+def _ending() -> Iterator[Callable[[], None]]:
+    """Signals end this process by way of its ``finally`` clauses, and none before what this gives was called."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield lambda: None  # signals are the main thread's
         return
-    # One that is ignored, as SIGHUP is under nohup, or has a handler stays as it is.
-    ours = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
-    for one in ours:
-        signal.signal(one, lambda number, _: sys.exit(128 + number))
+    heeded = False
+    came: list[int] = []
+
+    def end(number: int, _: Any) -> None:
+        if not heeded:
+            came.append(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            sys.exit(128 + number)
+
+    def heed() -> None:
+        nonlocal heeded
+        heeded = True
+        for number in came:
+            end(number, None)
+
+    # One that is ignored, as SIGHUP is under nohup, or has a handler of its own stays as it is.
+    plain: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    ours = {number: one for number, one in plain.items() if signal.getsignal(number) is one}
+    for number in ours:
+        signal.signal(number, end)
     try:
-        yield
+        yield heed
     finally:
-        for one in ours:
-            signal.signal(one, signal.SIG_DFL)
+        for number, one in ours.items():
+            signal.signal(number, one)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a session: in ``GRACE`` seconds by itself, else at once."""
-    with suppress(ProcessLookupError):  # nothing of it is left
+    # Nothing of it is left; on macOS also: nothing but what has ended. Or it may not be ended, and is waited for.
+    with suppress(ProcessLookupError, PermissionError):
         try:
             os.killpg(process.pid, signal.SIGTERM)
             stop = time.monotonic() + GRACE
@@ -305,8 +337,9 @@ def _adapter(out: Path, base: str) -> Path | None:
     named = read_json(file).get("base_model_name_or_path")
     if named is None or _place(named) != _place(base):
         raise InputError(
-            f"{file}: an adapter on {named}, and the last whole weights, on which it would be scored, are {base}; have "
-            f"the command train it on those, or leave whole weights, and remove {out}"
+            f"{file}: an adapter on {named}, and the last whole weights, on which it would be scored, are "
+            f"{_place(base)}; have the command train it on those, by that path, or leave whole weights, and remove "
+            f"{out}"
         )
     return out
 

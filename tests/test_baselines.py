@@ -195,3 +195,74 @@ def test_rds_keeps_to_limits_and_refuses_other_queries():
     for queries in (x[:0], x[:3, :4] / np.linalg.norm(x[:3, :4], axis=1, keepdims=True)):
         with pytest.raises(InputError, match="queries of shape"):
             rds(x, q, 5, queries=queries)
+
+
+@pytest.mark.parametrize("selector", [facility, d2, deita])
+def test_baselines_keep_to_limits(selector):
+    x, q = draw(1)
+    group, cost = np.arange(60) % 5, np.random.default_rng(0).integers(1, 9, 60)
+    rows, gains = selector(x, q, 12, keep=[7, 9], limits=limits.at_most(2, group))
+    assert rows[:2].tolist() == [7, 9]
+    assert len(rows) == len(gains) == len(set(rows.tolist())) == 10
+    assert np.bincount(group[rows]).max() == 2
+    rows, gains = selector(x, q, 60, limits=limits.budget(cost, 50))
+    assert cost[rows].sum() <= 50 < cost[rows].sum() + np.delete(cost, rows).min()
+    # Rows that cannot fit are as if they were not picked; all that fit: as without limits.
+    free = selector(x, q, 20)
+    loose = selector(x, q, 20, limits=limits.budget(cost, 10_000))
+    assert free[0].tolist() == loose[0].tolist()
+    np.testing.assert_array_equal(free[1], loose[1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_facility_under_a_budget_is_the_greedy_of_what_fits(seed):
+    x, q = draw(seed)
+    cost = np.random.default_rng(seed).integers(1, 9, 60)
+    rows, _ = facility(x, q, 60, neighbours=60, keep=[5], limits=limits.budget(cost, 40))
+    value = np.maximum(x.astype(np.float64) @ x.T.astype(np.float64), 0) * q
+    best, picked, left = np.zeros(60), [], 40
+    while True:
+        gain = np.maximum(value - best[:, None], 0).sum(axis=0)
+        gain[picked] = -1
+        gain[cost > left] = -1
+        row = 5 if not picked else int(gain.argmax())
+        if gain[row] < 0:
+            break
+        picked.append(row)
+        left -= cost[row]
+        best = np.maximum(best, value[:, row])
+    assert rows.tolist() == picked
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_d2_and_deita_under_a_budget(seed):
+    x, q = draw(seed)
+    cost = np.random.default_rng(seed).integers(1, 9, 60)
+    rows, _ = deita(x, q, 60, threshold=0.6, keep=[5], limits=limits.budget(cost, 40))
+    picked, left = [5], 40 - cost[5]
+    order = [int(row) for row in np.argsort(-q, kind="stable")]
+    for near in (True, False):
+        for row in order:
+            apart = not near or all(float(x[row] @ x[other]) <= 0.6 for other in picked)
+            if row not in picked and apart and cost[row] <= left:
+                picked.append(row)
+                left -= cost[row]
+    assert rows.tolist() == picked
+    rows, _ = d2(x, q, 60, neighbours=4, keep=[5], limits=limits.budget(cost, 40))
+    y = x.astype(np.float64)
+    squared = ((y[:, None] - y) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    near = np.argsort(squared, axis=1)[:, :4]
+    weight = np.exp(-np.take_along_axis(squared, near, axis=1))
+    score = q + (weight * q[near]).sum(axis=1)
+    picked, left = [], 40
+    while True:
+        fits = [i for i in range(60) if i not in picked and cost[i] <= left]
+        if not fits:
+            break
+        row = 5 if not picked else max(fits, key=lambda i: score[i])
+        picked.append(row)
+        left -= cost[row]
+        for j, e in zip(near[row], weight[row], strict=True):
+            score[j] -= e * score[row]
+    assert rows.tolist() == picked

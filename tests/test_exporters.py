@@ -98,6 +98,28 @@ def test_datasets_loads_them(run, tmp_path):
         assert found.to_list() == want
 
 
+@pytest.mark.slow
+def test_datasets_loads_rows_of_different_keys(tmp_path):
+    import datasets
+
+    rows = [{"prompt": f"{n}", "completion": "b", **({"a": n} if n % 2 else {"b": {"c": f"{n}"}})} for n in range(4)]
+    # The key comes first after the 10 MB that datasets goes by.
+    late = [*({"prompt": "x" * 2**20, "completion": "b"} for _ in range(11)), rows[1]]
+
+    def exported(name, rows, to="jsonl"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run = chosen(tmp_path / name, tmp_path / f"{name}.jsonl", range(len(rows)))
+        out = p3select.export(run, epoch=1, to=to, out=tmp_path / f"{name}-out.{to}")["out"]
+        kind = "json" if to == "jsonl" else to
+        return datasets.load_dataset(kind, data_files=out, split="train", cache_dir=str(tmp_path / "cache")).to_list()
+
+    assert exported("rows", rows) == [{**dict.fromkeys(("a", "b")), **row} for row in rows]
+    assert exported("first", late[::-1])[0]["a"] == 1
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):
+        exported("late", late)
+    assert exported("columns", late, to="parquet")[-1]["a"] == 1
+
+
 def test_nothing_is_overwritten_unasked(run, tmp_path):
     out = tmp_path / "a.jsonl"
     out.write_text("mine")

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import cli, scores
+from p3select import cli, loops, scores
 from p3select.errors import InputError, MismatchError, P3Error
 
 SCORER = {"scorer": "tests.fakes:Unlucky", "limit": 40}
@@ -168,6 +168,39 @@ def test_a_signal_ends_the_command_and_what_it_started(ending, code, tmp_path, g
     assert not (tmp_path / "run" / "loop" / "epoch-001" / "done.json").exists()
 
 
+@pytest.mark.parametrize(("ending", "code"), [(signal.SIGTERM, "143"), (signal.SIGINT, "")])
+def test_a_signal_while_the_command_is_started_ends_it_too(ending, code, monkeypatch):
+    start, started = subprocess.Popen, []
+
+    def signalled(*given, **options):
+        started.append(start(*given, **options))
+        os.kill(os.getpid(), ending)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    before = signal.signal(ending, signal.SIG_DFL if ending == signal.SIGTERM else signal.default_int_handler)
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as found:
+            loops.run_command("sleep 60")
+        assert started[0].returncode == -signal.SIGTERM
+        assert str(found.value) == code
+        assert signal.getsignal(ending) in (signal.SIG_DFL, signal.default_int_handler)
+    finally:
+        signal.signal(ending, before)
+
+
+def test_rows_may_be_scored_once(tmp_path, gsm8k, smollm2, command):
+    run, once = p3select.Run(tmp_path / "run"), {"selecting": {**SELECTING, "scores_of": 1}}
+    # The weights of other epochs need not be told from these.
+    scoring = {**SCORER, "scorer": "tests.fakes:Unverified"}
+    done = call(gsm8k, run, smollm2, f"{command} never", epochs=2, scoring=scoring, **once)
+    assert not run.scores(2).exists()
+    assert done[0]["difficulty_all"] == done[1]["difficulty_all"]
+    assert done[0]["lam"] < done[1]["lam"]
+    with pytest.raises(InputError, match="scores_of 2: the first epoch would have no scores"):
+        call(gsm8k, run, smollm2, f"{command} never", selecting={**SELECTING, "scores_of": 2})
+
+
 def test_later_epochs_may_be_scored_in_part(tmp_path, gsm8k, smollm2, command):
     run = p3select.Run(tmp_path / "run")
     scoring = {**SCORER, "limit": 100, "refresh": "60%"}
@@ -278,6 +311,7 @@ def test_a_scorer_whose_weights_are_not_verified_is_for_one_epoch(tmp_path, gsm8
 def test_adapters_are_scored_on_the_last_whole_weights(tmp_path, trained):
     (tmp_path / "copy.sh").write_text(f"""
         case $1 in 1) from=whole;; *) from=adapter;; esac
+        echo "$1" >> '{tmp_path}/log'
         mkdir -p "$2" && cp -r '{tmp_path}'/$from/* "$2"
     """)
     options = {
@@ -295,11 +329,45 @@ def test_adapters_are_scored_on_the_last_whole_weights(tmp_path, trained):
         score = {"epoch": epoch, "adapter": adapter, **options["scoring"]}
         assert p3select.score(data, other, model, **score)["difficulty"] == found[epoch - 1]["difficulty_all"]
     assert len({item["difficulty_all"] for item in found}) == 3
+    assert (tmp_path / "log").read_text().split() == ["1", "2", "3"]
     # An adapter on the first policy, or on nobody knows what, is not scored on the weights after it.
     for name, base in (("a", tmp_path / "first"), ("b", None)):
         trained(base)
+        (tmp_path / "log").unlink()
         for _ in range(2):
             with pytest.raises(
                 InputError, match=rf"an adapter on {base}, and the last whole weights, .*are .*epoch-001"
             ):
                 p3select.loop(data, tmp_path / name, tmp_path / "first", **options)
+        # It is not done: the second call has trained it again, and nothing before it.
+        assert (tmp_path / "log").read_text().split() == ["1", "2", "2"]
+
+
+@pytest.mark.slow
+def test_a_command_may_go_to_another_folder(tmp_path, trained, monkeypatch):
+    trained(None)
+    (tmp_path / "train.py").write_text("""
+import json, pathlib, shutil, sys
+model, data, index, out = map(pathlib.Path, sys.argv[1:])
+assert data.is_file() and index.is_file()
+named = "base_model_name_or_path"
+before = model / "adapter_config.json"
+base = json.loads(before.read_text())[named] if before.is_file() else str(model)
+shutil.copytree("../adapter", out)
+known = json.loads((out / "adapter_config.json").read_text())
+(out / "adapter_config.json").write_text(json.dumps({**known, named: base}))
+""")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = p3select.loop(
+        "rows.parquet",
+        "run",
+        "first",
+        epochs=2,
+        budget=4,
+        train=f"cd elsewhere && {sys.executable} ../train.py {{model}} {{data}} {{index}} {{out}}",
+        scoring={"max_length": 128, "scorer": "transformers"},
+        selecting={"selector": "topk"},
+    )
+    assert [item["policy"] for item in found] == ["first", found[0]["out"]]
+    assert found[0]["difficulty_all"] != found[1]["difficulty_all"]

@@ -24,7 +24,9 @@ def write(rows: pa.RecordBatchReader, out: Path, *, source: tuple[Sequence[str],
     """Write a JSON Lines file.
 
     Where the rows come from JSON Lines, their lines are copied: a table knows one type for a column, 1 beside 2.5 as
-    1.0, and null for a key that is not there.
+    1.0, and null for a key that is not there. ``datasets.load_dataset`` reads rows of different keys, with null for
+    those that a row lacks; but not a file in which a key comes first after 10 MB, its block of reading: export that to
+    parquet or trl, where the columns are known before.
 
     Args:
         rows: The rows.

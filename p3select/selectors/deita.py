@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from p3select import kernel
+from p3select import limits as bounded
 from p3select.selectors import embedded
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from p3select.limits import Limits
 
 THRESHOLD = 0.9
 """The paper's."""
@@ -24,7 +27,13 @@ BLOCK_ROWS = 512
 
 
 def deita(
-    embeddings: ArrayLike | None, quality: ArrayLike, k: int, *, threshold: float = THRESHOLD
+    embeddings: ArrayLike | None,
+    quality: ArrayLike,
+    k: int,
+    *,
+    keep: ArrayLike | None = None,
+    limits: Limits | None = None,
+    threshold: float = THRESHOLD,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The first k rows by quality, without those whose cosine to a row picked before is above the threshold.
 
@@ -32,30 +41,36 @@ def deita(
         embeddings: (n, d) of norm 1.
         quality: (n,) ≥ 0; ties go to the lower row.
         k: 1 ≤ k ≤ n.
+        keep: (m,) places of rows that come first, m ≤ k.
+        limits: What may be taken of groups of rows; see :mod:`p3select.limits`.
         threshold: On cosines.
 
     Returns:
         (rows, gains): (k,) int64, and (k,) float64 q². Where fewer than k rows pass, those passed over follow by
-        quality, with gain 0.
+        quality, with gain 0; fewer than k where limits let no more in.
 
     Raises:
-        InputError: As :func:`p3select.selectors.embedded`.
+        InputError: As :func:`p3select.selectors.embedded`, or limits or rows to keep that cannot be kept.
     """
     x, q, k = embedded("deita", embeddings, quality, k)
     unit = kernel.unit_rows(x, np.float32)
+    left = bounded.checked(limits, len(q), keep, k)
+    picked: list[int] = [] if keep is None else np.asarray(keep).tolist()
     order = np.argsort(-q, kind="stable")
-    picked: list[int] = []
+    order = order[~np.isin(order, picked)]
     for first in range(0, len(order), BLOCK_ROWS):
         block = order[first : first + BLOCK_ROWS]
         near = (unit[block] @ unit[picked].T > threshold).any(axis=1)
         among = unit[block] @ unit[block].T > threshold
         taken: list[int] = []
         for place in np.flatnonzero(~near):
-            if len(picked) + len(taken) < k and not among[place, taken].any():
+            row = int(block[place])
+            if len(picked) + len(taken) < k and not among[place, taken].any() and bounded.fits(left, row):
+                bounded.take(left, row)
                 taken.append(int(place))
         picked += block[taken].tolist()
         if len(picked) == k:
             break
-    rest = order[~np.isin(order, picked)][: k - len(picked)]
+    rest = bounded.in_order(left, order[~np.isin(order, picked)], k - len(picked))
     rows = np.concatenate([np.array(picked, np.int64), rest]).astype(np.int64)
     return rows, np.concatenate([np.square(q[picked]), np.zeros(len(rest))])

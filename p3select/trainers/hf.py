@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import logging
 import math
+import os
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
     from p3select.index import Selection
     from p3select.tokens import TokenRow
 
-# Of transformers: the oldest and the newest that this was run with. Trainer._get_train_sampler is no public interface.
+# Of transformers: the oldest and the newest that this was run with. What is replaced of Trainer is no public interface.
 VERSIONS = ("5.6", "5.23")
+REPLACED = ("_get_train_sampler", "_load_optimizer_and_scheduler")
 CHECKS = ("loss", "tokens", "text", "none")
 # Rows compared at a time.
 BLOCK_ROWS = 1024
@@ -181,9 +183,10 @@ def attach(
     handling = {"overwrite": overwrite, "show_progress": show_progress}
     if not isinstance(trainer, transformers.Trainer):
         raise InputError(f"trainer: a {type(trainer).__name__}, not a transformers.Trainer or a child of it")
-    if not hasattr(trainer, "_get_train_sampler"):
+    lacking = [name for name in REPLACED if not hasattr(trainer, name)]
+    if lacking:
         raise InputError(
-            f"transformers {transformers.__version__}: its Trainer has no _get_train_sampler, in whose place attach "
+            f"transformers {transformers.__version__}: its Trainer has no {lacking[0]}, in whose place attach "
             f"puts its own; install one from {' to '.join(VERSIONS)}"
         )
     if isinstance(getattr(trainer._get_train_sampler, "__self__", None), _Attached):
@@ -207,6 +210,7 @@ def attach(
     if trainer.train_dataset is not None:
         _positions(trainer, len(source.dataset), rows)
     trainer._get_train_sampler = attached.sampler
+    trainer._load_optimizer_and_scheduler = attached.load
     trainer.add_callback(attached)
 
 
@@ -249,6 +253,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         numbers: Sequence[int] | NDArray[np.int64] | None,
     ) -> None:
         self.trainer, self.source, self.epochs = trainer, source, epochs
+        self.loading = trainer._load_optimizer_and_scheduler
         self.shuffle, self.check, self.tokenizer, self.numbers = shuffle, check, tokenizer, numbers
         self.batches: Any = None
         # Epochs begun, and the order of rows, or packs, of the one that a checkpoint is from the middle of.
@@ -262,6 +267,18 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         """Stands in for ``Trainer._get_train_sampler``; called once, when a training starts."""
         self.where = _positions(self.trainer, len(self.source.dataset), self.numbers)
         return self if self.batches is None else self.batches
+
+    def load(self, checkpoint: str | None) -> None:
+        """Stands in for ``Trainer._load_optimizer_and_scheduler``, which passes over files that are not there."""
+        # DeepSpeed has files of its own, and says what is missing.
+        if checkpoint is not None and not self.trainer.is_deepspeed_enabled:
+            names = os.listdir(checkpoint)
+            if "scheduler.pt" not in names or not any("optimizer" in name for name in names):
+                raise MismatchError(
+                    f"{checkpoint}: the checkpoint has no optimizer or schedule, and both would begin anew: resume "
+                    "from one that was saved with save_only_model=False, or begin a new training"
+                )
+        self.loading(checkpoint)
 
     def steps(self, args: Any) -> int:
         """Optimiser steps in an epoch."""
@@ -324,12 +341,6 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         known = state.stateful_callbacks.get(_KEY)
         if known is None:
             raise MismatchError("the checkpoint is of a training without p3select: begin a new training")
-        # A trainer passes over files that are not there.
-        if getattr(self.trainer.lr_scheduler, "last_epoch", None) == 0:
-            raise MismatchError(
-                "the checkpoint has no optimizer or schedule, and both would begin anew: resume from one that was "
-                "saved with save_only_model=False, or begin a new training"
-            )
         return known
 
     def _refuse_another_run(self, trained: Mapping[str, str]) -> None:
@@ -717,7 +728,8 @@ def _digest(rows: NDArray[np.int64]) -> str:
 
 def _refuse_without_budget(options: Mapping[str, Any]) -> None:
     known = inspect.signature(attach).parameters
-    given = [name for name, value in options.items() if value != known[name].default]
+    # Rows may be an array, which != compares one by one.
+    given = [name for name, value in options.items() if not np.array_equal(value, known[name].default)]
     if given:
         raise InputError(
             f"{', '.join(given)}: for live selection, which needs a budget; index files are used as they are"

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from p3select import index, tokenised, tokens
+from p3select import constraints, index, tokenised, tokens
 from p3select.errors import InputError, MismatchError, MissingLibraryError, P3Error
 from p3select.exporters import llamafactory as exporter
 from p3select.run import Run, write_json
@@ -105,7 +105,10 @@ def train(arguments: Sequence[str]) -> None:
             )
         live = options.get("budget") is not None
         epochs = [options["epoch"]] if options.get("epoch") else range(1, int(trainer.args.num_train_epochs) + 1)
-        numbers = _check(trainer, template, data, run, None if live else epochs)
+        left_out = constraints.listed("exclude", options.get("exclude"), run)
+        every = np.arange(int(run.info()["dataset"]["rows"]))
+        wanted = np.setdiff1d(every, left_out) if live else _selected(run, epochs)
+        numbers = _check(trainer, template, data, run, wanted, live=live)
         # Live, scores are made with LLaMA-Factory's tokenizer and its template; before, with the model's own.
         tokenizer = trainer.processing_class if live else _own_tokenizer(settings)
         strict = check != "rows"
@@ -286,7 +289,9 @@ def _proof(made: Sequence[Any]) -> Any:
     return Proof()
 
 
-def _check(trainer: Any, template: Any, data: Any, run: Run, epochs: Sequence[int] | None) -> NDArray[np.int64]:
+def _check(
+    trainer: Any, template: Any, data: Any, run: Run, wanted: NDArray[np.int64], *, live: bool
+) -> NDArray[np.int64]:
     """The numbers in the run of LLaMA-Factory's rows, whose tokens were found to be those of these rows.
 
     Args:
@@ -294,7 +299,8 @@ def _check(trainer: Any, template: Any, data: Any, run: Run, epochs: Sequence[in
         template: LLaMA-Factory's template.
         data: LLaMA-Factory's arguments about the data.
         run: The run.
-        epochs: Those whose index files will be trained; None for live selection.
+        wanted: Rows that are selected; in live selection, those that may be.
+        live: Whether they are selected live.
 
     Raises:
         InputError: A selected row was dropped, or nothing of it is left to train; in live selection, one that could
@@ -311,8 +317,6 @@ def _check(trainer: Any, template: Any, data: Any, run: Run, epochs: Sequence[in
             f"LLaMA-Factory has {len(trainer.train_dataset)} rows, where {len(numbers)} of the {len(dataset)} in "
             f"{run.path} are such as it keeps: dataset is of other rows{_cache(data)}"
         )
-    live = epochs is None
-    wanted = np.arange(len(dataset)) if epochs is None else _selected(run, epochs)
     _dropped(np.intersect1d(wanted, list(reasons)), reasons, dataset, trainer.processing_class, live=live)
     _same_tokens(trainer, template, data, _examples(dataset, np.intersect1d(wanted, numbers)), numbers)
     return numbers
@@ -377,7 +381,9 @@ def _dropped(
     if len(rows):
         raise InputError(
             f"LLaMA-Factory drops {len(rows)} rows that {'could be' if live else 'are'} selected: {hf.few(rows)}; row "
-            f"{rows[0]}: {reasons[int(rows[0])]}. Mend them, or leave them out of the data, and score and select again"
+            f"{rows[0]}: {reasons[int(rows[0])]}. "
+            f"{f'Give them as {KEYS}exclude' if live else 'Select with them as exclude'}, or mend them, and score and "
+            "select again"
         )
 
 

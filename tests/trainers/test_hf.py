@@ -318,7 +318,7 @@ def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tok
     trainer.train()
     checkpoint = str(tmp_path / "a" / "checkpoint-4")
 
-    def resume(attached=None, **options):
+    def resume(attached=None, checkpoint=checkpoint, **options):
         trainer = make("plain", tmp_path / "b", hf.dataset(run), tokenizer, **(saving | {"max_steps": -1} | options))
         hf.attach(trainer, run, **(attached or {}))
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -332,7 +332,7 @@ def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tok
     with pytest.raises(InputError, match="ignore_data_skip"):
         resume(ignore_data_skip=True)
     drawn = {"epochs": 3, "budget": K, "pace": "constant:100", "selector": "uniform", "seed": 99, "overwrite": True}
-    first = run.index(1).read_bytes()
+    first, second = (run.index(epoch).read_bytes() for epoch in (1, 2))
     p3select.select(run, epoch=1, **drawn)
     with pytest.raises(MismatchError, match=r"epoch-001\.parquet: not the rows that the checkpoint was trained on"):
         resume()
@@ -340,14 +340,35 @@ def test_resuming_is_refused_where_it_would_train_other_rows(selected, data, tok
     p3select.select(run, epoch=2, **drawn)
     with pytest.raises(MismatchError, match=r"epoch-002\.parquet: not the rows"):
         resume()
-    (tmp_path / "a" / "checkpoint-4" / "optimizer.pt").unlink()
-    with pytest.raises(MismatchError, match="the checkpoint has no optimizer or schedule"):
-        resume()
+    run.index(2).write_bytes(second)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        shutil.copytree(checkpoint, tmp_path / name / "checkpoint-4")
+        (tmp_path / name / "checkpoint-4" / name).unlink()
+        with pytest.raises(MismatchError, match=rf"{name}/checkpoint-4: the checkpoint has no optimizer or schedule"):
+            resume(checkpoint=str(tmp_path / name / "checkpoint-4"))
     plain = make("plain", tmp_path / "c", hf.dataset(run), tokenizer, **(saving | {"max_steps": 4}))
     plain.train()
-    checkpoint = str(tmp_path / "c" / "checkpoint-4")
     with pytest.raises(MismatchError, match="without p3select"):
-        resume()
+        resume(checkpoint=str(tmp_path / "c" / "checkpoint-4"))
+
+
+@pytest.mark.slow
+def test_a_schedule_that_has_not_moved_is_resumed(selected, tokenizer, rows_of, tmp_path):
+    """Before the first evaluation a schedule that goes by it is what it was at the beginning."""
+
+    def start(out, **options):
+        trainer = make("plain", tmp_path / out, hf.dataset(selected), tokenizer, **options)
+        trainer.args.lr_scheduler_type = "reduce_lr_on_plateau"
+        hf.attach(trainer, selected)
+        return trainer, Recorder(trainer, rows_of)
+
+    unbroken, whole = start("a", save_strategy="steps", save_steps=4)
+    unbroken.train()
+    assert unbroken.lr_scheduler.last_epoch == 0
+    resumed, recorder = start("b")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    assert recorder.epochs == [whole.epochs[1][BATCH * ACCUMULATION :], whole.epochs[2]]
+    assert same(weights(resumed), weights(unbroken))
 
 
 def test_an_epoch_set_on_the_loader_changes_no_rows(selected, tokenizer, tmp_path):
@@ -523,7 +544,7 @@ EVERY = {
     "at_most": 8,
     "per": "level_label",
     "share": "level_label=3 calc steps:40%",
-    "include": [3, 4],
+    "include": np.array([3, 4]),
     "exclude": [0, 1],
     "seed": 5,
     "actions": "whole",
@@ -939,8 +960,8 @@ def test_trainers_that_cannot_do_it_are_refused(selected, live_run, tokenizer, t
     refused("auto_find_batch_size", auto_find_batch_size=True)
     refused("check 'some'", attached={"check": "some"})
     refused(
-        "pace, overwrite: for live selection, which needs a budget",
-        attached={"pace": "constant:100", "overwrite": True},
+        "pace, include, overwrite: for live selection, which needs a budget",
+        attached={"pace": "constant:100", "include": np.arange(2), "overwrite": True},
     )
     with pytest.raises(InputError, match="a str, not a transformers"):
         hf.attach("trainer", selected)

@@ -26,7 +26,7 @@ import p3select
 from p3select import scores
 from p3select.dataset import load
 from p3select.errors import InputError, MismatchError
-from p3select.index import Selection, write
+from p3select.index import Selection, read, write
 from p3select.trainers import llamafactory
 from tests.fakes import FakeScorer
 from tests.test_exporters_llamafactory import ASSISTANT, GIVEN, KINDS, ORDER, SYSTEM, TOOL, USER, made
@@ -378,6 +378,11 @@ def test_a_dropped_row_is_said_and_the_others_are_the_right_ones(data, model, ro
     live.bind(load(path))
     with pytest.raises(InputError, match="drops 1 rows that could be selected: 5"):
         Training(tmp_path / "c", model, live, p3select_budget=12, p3select_selector="topk")
+    options = {"p3select_budget": 12, "p3select_selector": "topk", "p3select_pace": "constant:100"}
+    training = Training(tmp_path / "d", model, live, p3select_exclude=[5], **options)
+    chosen = [read(live.index(epoch)).rows for epoch in range(1, EPOCHS + 1)]
+    assert [sorted(rows) for rows in training.epochs(rows_of, steps=2)] == [sorted(rows) for rows in chosen]
+    assert 5 not in np.concatenate(chosen)
 
 
 def test_speakers_of_two_names_are_refused(data, model, tmp_path):
