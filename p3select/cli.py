@@ -95,6 +95,12 @@ SCORING = _together(
 )
 SELECTING = _together(
     click.option(
+        "--scores-of",
+        type=int,
+        metavar="E",
+        help="Go by the scores of another epoch: 1 where rows are scored once, before the training.",
+    ),
+    click.option(
         "--pace",
         default="linear:50:95",
         show_default=True,
@@ -352,14 +358,9 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
     """
     for name in ("difficulty", "actions"):
         options[name] = [part for part in options[name].split(",") if part]
+    draw = _drawing("validation", out)
     found = p3select.validate(**options)
-    if out is not None:
-        from pathlib import Path
-
-        from p3select import plugins
-
-        figure = plugins.find("figure", "validation", {"validation": ("p3select.figures:validation", "report")})
-        figure(found, Path(out))
+    draw(found)
     if as_json:
         _print(found, as_json)
         return
@@ -390,9 +391,10 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
 @click.option("--model", metavar="M", help="The policy that enters training. [default: the one of the scores]")
 @click.option("--to", default="jsonl", show_default=True, help="How {data} is written: as with export --to.")
 @click.option("--discard", is_flag=True, help="Remove a training's weights once they are evaluated.")
+@click.option("--plot", metavar="FILE", help="Draw it: a .png, .svg or .pdf file.")
 @SCORER
 @JSON
-def compare(as_json: bool, **options: Any) -> None:
+def compare(as_json: bool, plot: str | None, **options: Any) -> None:
     """Compare strategies at an equal budget.
 
     What their selections are like; and, with --train and --eval, what models learn from them.
@@ -405,7 +407,9 @@ def compare(as_json: bool, **options: Any) -> None:
     for name in ("strategies", "columns", "seeds"):
         options[name] = None if options[name] is None else [part for part in options[name].split(",") if part]
     options["seeds"] = _numbers("--seeds", options["seeds"])
+    draw = _drawing("comparison", plot)
     found = p3select.compare(show_progress=True, **options)
+    draw(found)
     if as_json:
         _print(found, as_json)
         return
@@ -524,6 +528,18 @@ def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:
         if not (left and equals and right):
             raise InputError(f"{flag} {left}{equals}{right}: give it as in {flag} {example}")
     return {left: right for left, _, right in pairs}
+
+
+def _drawing(name: str, out: str | None) -> Callable[[Mapping[str, Any]], object]:
+    """What draws a result; found before the work, which may be long, is done."""
+    if out is None:
+        return lambda _: None
+    from pathlib import Path
+
+    from p3select import plugins
+
+    figure = plugins.find("figure", name, {name: (f"p3select.figures:{name}", "report")})
+    return lambda found: figure(found, Path(out))
 
 
 def _numbers(flag: str, given: list[str]) -> list[int]:

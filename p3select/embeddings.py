@@ -146,7 +146,9 @@ def embed(
     made["near_duplicates"] = int(np.count_nonzero(found))
     write_json(_manifest(run), made)
     shutil.rmtree(folder)
-    return {**_brief(made), "reused": False, "seconds": time.monotonic() - start}
+    seconds = time.monotonic() - start
+    run.spend("embed", 0, seconds)
+    return {**_brief(made), "reused": False, "seconds": seconds}
 
 
 class Worker:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from p3select.run import Run
 
 BINS = 40
+COMPARED = {
+    "difficulty": "mean difficulty",
+    "length": "mean length, tokens",
+    "cells": "share of cells hit",
+    "distance": "distance to the nearest",
+}
+"""What is drawn of each strategy's selection; dotted lines are all rows, or the model before training."""
 OTHERS, ALL, CHOSEN, THRESHOLD = "#e3e6ea", "#9fb3cf", "#d1495b", "#22313f"
 
 
@@ -111,6 +118,48 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
             panel.set_xticks(range(len(levels)), levels)
             panel.set_xlabel(found["against"])
             panel.set_title(f"mean {measure}{unit}", loc="left")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(out, dpi=150)
+
+
+def comparison(found: Mapping[str, Any], out: Path) -> None:
+    """Draw what :func:`p3select.compare` found: what selections are like, the rows they share, what was learned.
+
+    Args:
+        found: Its result; of several epochs the last one is drawn.
+        out: The image file; its ending gives the format (png, svg, pdf).
+    """
+    everything, shared = found["all"][-1], np.array(found["jaccard"][-1]["values"])
+    ones = [one for one in found["selections"] if one["epoch"] == everything["epoch"]]
+    learned = found["trained"]["before"] if "trained" in found else {}
+    names = [one["strategy"] for one in ones]
+    widths = [2.6] * len(COMPARED) + [1.4 + 0.4 * len(ones)] + [3.4] * len(learned)
+    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        drawing = Figure(figsize=(1.8 + sum(widths), 1.9 + 0.36 * len(ones)), layout="constrained")
+        panels = drawing.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
+        drawing.suptitle(
+            f"epoch {everything['epoch']} of {found['epochs']}, {found['budget']} of {everything['rows']:,} rows",
+            fontweight="bold",
+        )
+        for panel, (key, title) in zip(panels, COMPARED.items(), strict=False):
+            panel.barh(names, [one.get(key, np.nan) for one in ones], color=ALL, height=0.6)
+            if key in everything:
+                panel.axvline(everything[key], color=THRESHOLD, linewidth=1, linestyle=":")
+            panel.set_title(title, loc="left", fontsize=10)
+        panel = panels[len(COMPARED)]
+        panel.imshow(shared, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+        for (a, b), value in np.ndenumerate(shared):
+            panel.text(b, a, f"{100 * value:.0f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+        panel.set_xticks(range(len(names)), names, rotation=90)
+        panel.set_title("rows in common, %", loc="left", fontsize=10)
+        for panel, (key, before) in zip(panels[len(COMPARED) + 1 :], learned.items(), strict=True):
+            for place, one in enumerate(found["trained"]["strategies"]):
+                result = one["results"][key]
+                panel.plot(result["values"], [place] * len(result["values"]), "o", color=ALL, markersize=4)
+                panel.errorbar(result["mean"], place, xerr=result["half"], fmt="D", color=CHOSEN, capsize=3)
+            panel.axvline(before, color=THRESHOLD, linewidth=1, linestyle=":")
+            panel.set_title(f"{key}: seeds, mean, 95 %", loc="left", fontsize=10)
+        panels[0].invert_yaxis()
         out.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(out, dpi=150)
 

@@ -56,6 +56,16 @@ class Run:
         """The index file of an epoch."""
         return self.path / "index" / f"epoch-{_checked(epoch):03d}.parquet"
 
+    def cost(self, step: str, epoch: int) -> Path:
+        """The file of the seconds that a step (score, embed, select) took; embedding, once for a run, is epoch 0's."""
+        return self.path / "costs" / f"{step}-{epoch:03d}.json"
+
+    def spend(self, step: str, epoch: int, seconds: float) -> None:
+        """Add the seconds of a call that has ended to those of the step."""
+        file = self.cost(step, epoch)
+        before = read_json(file)["seconds"] if file.is_file() else 0.0
+        write_json(file, {"seconds": before + seconds})
+
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says.
 

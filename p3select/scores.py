@@ -196,7 +196,10 @@ def score(
     if summary["difficulty"] is None:
         notes.append("no row could be scored: see the column status for the reasons")
     summary |= {"scorer": _described(settings), **counted, "scores": str(folder)}
-    return {**summary, "seconds": time.monotonic() - start, "notes": notes}
+    seconds = time.monotonic() - start
+    if summary["reused"] < rows - summary["status"].get(PREDICTED, 0):
+        run.spend("score", epoch, seconds)
+    return {**summary, "seconds": seconds, "notes": notes}
 
 
 class _Work(NamedTuple):

@@ -187,6 +187,7 @@ def test_measures_are_those_of_brute_force(found, run, data):
 def test_the_same_call_gives_the_same_bytes_and_leaves_the_run_alone(found, run, tmp_path):
     p3select.compare(run, budget=BUDGET, epochs=4, out=tmp_path, columns=["source", "level"], seed=3)
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    files = [path for path in files if "costs" not in path.parts]
     assert len([path for path in files if path.suffix == ".parquet"]) == 32
     for path in files:
         assert (tmp_path / path).read_bytes() == (found[0] / path).read_bytes(), path
@@ -221,7 +222,7 @@ def test_a_budget_in_tokens(run, tmp_path, budget):
         if it["strategy"] != "full":
             assert 0.8 * total < it["tokens"] <= total, it["strategy"]
     for name, why in found["left_out"].items():
-        assert name in ("static", "ifd", "rds") or "takes no budget in tokens" in why
+        assert name in ("static", "ifd", "rds"), why
     tokens = table(run, 1)["tokens"].to_numpy()
     longest, left, expected = np.argsort(-tokens, kind="stable"), total, []
     for row in longest:
@@ -327,6 +328,8 @@ def test_on_the_command_line(run, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     del told["seconds"]
     assert told == json.loads((tmp_path / "out" / "compare.json").read_text())
+    cli.main([str(word) for word in [*words, "--plot", tmp_path / "compared.png"]])
+    assert (tmp_path / "compared.png").stat().st_size > 10_000
 
 
 TRAIN = """
@@ -428,6 +431,8 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
     lengths = pl.read_parquet(base.path / "tokens" / "*" / "*.parquet")["ids"].list.len().sum()
     assert found["tokens_a_pass"] == lengths
     assert [it["passes"] for it in found["strategies"]] == [2, 0, 1]
+    scored = {it: len(list(out.glob(f"training/{it}/seed-0/scores/epoch-*"))) for it in TRAINED["strategies"]}
+    assert scored == {"p3": 2, "uniform": 1, "static": 1}
     assert [it["tokens_scored"] for it in found["strategies"]] == [2 * lengths, 0, lengths]
     assert found["strategies"][0]["seconds_scoring"] == pytest.approx(2 * found["seconds_a_pass"])
     # Again: nothing is left to do, and the result is the same.

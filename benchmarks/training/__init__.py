@@ -18,7 +18,7 @@ import polars as pl
 
 import p3select
 from benchmarks._machine import machine
-from benchmarks.training._plot import draw
+from p3select import figures
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -104,5 +104,5 @@ def main(arguments: list[str]) -> None:
     }
     file = ROOT / "benchmarks" / "results" / f"training-{options.name or options.on}.json"
     file.write_text(json.dumps(results, indent=1) + "\n")
-    draw(results["trained"], file.with_suffix(".png"))
+    figures.comparison(found, file.with_suffix(".png"))
     print(file)

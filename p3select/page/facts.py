@@ -240,7 +240,7 @@ def costs(run: Run, found: Sequence[Epoch]) -> dict[str, dict[int, Mapping[str, 
     for name in STEPS:
         for epoch in [0] if name == "embed" else [epoch.number for epoch in found]:
             folder = run.path / "loop" / f"epoch-{epoch:03d}"
-            file = folder / "done.json" if name == "train" else run.path / "costs" / f"{name}-{epoch:03d}.json"
+            file = folder / "done.json" if name == "train" else run.cost(name, epoch)
             if file.is_file():
                 known.setdefault(name, {})[epoch] = read_json(file)
     return known
