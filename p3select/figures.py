@@ -147,6 +147,7 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
                 panel.axvline(everything[key], color=THRESHOLD, linewidth=1, linestyle=":")
             panel.set_title(title, loc="left", fontsize=10)
         panel = panels[len(COMPARED)]
+        # It also lets the first row be on top, in all panels.
         panel.imshow(shared, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
         for (a, b), value in np.ndenumerate(shared):
             panel.text(b, a, f"{100 * value:.0f}", ha="center", va="center", color="white" if value > 0.6 else "black")
@@ -159,7 +160,6 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
                 panel.errorbar(result["mean"], place, xerr=result["half"], fmt="D", color=CHOSEN, capsize=3)
             panel.axvline(before, color=THRESHOLD, linewidth=1, linestyle=":")
             panel.set_title(f"{key}: seeds, mean, 95 %", loc="left", fontsize=10)
-        panels[0].invert_yaxis()
         out.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(out, dpi=150)
 
