@@ -18,6 +18,9 @@ With ``--scorer vllm`` there are three variants, on one engine, which take turns
     p3select        VllmScorer, one call for all rows
     p3select.score  all that ``p3select score`` does but loading the model: tokens, shards one after the other, files
     generate        ``LLM.generate`` with the same prompts and sampling parameters, whose answers nobody reads
+
+With ``--agree N`` nothing is timed: ``p3select score`` runs over the first N rows of ``--data`` with the scorers
+transformers and vllm, in float32, and how far apart they are is written to ``results/agreement-vllm.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars as pl
@@ -41,6 +44,7 @@ import transformers
 
 import p3select
 from benchmarks._machine import machine
+from p3select import scorers, scores
 from p3select.progress import silent
 from p3select.scorers.transformers import TransformersScorer
 from p3select.tokens import TokenRow, encode
@@ -55,10 +59,12 @@ VLLM_GOAL = 0.95
 SHARDS = 3
 # Nats, in float32: between any two variants, per token (per action for the per-action loop).
 AGREEMENT = 1e-3
+# Between the scorers transformers and vllm, in float32: nats of a token, at most and in the mean; a row's difficulty.
+BOUNDS = {"token_most": 5e-4, "token_mean": 5e-5, "difficulty_most": 1e-4}
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print a table, write ``results/scoring.json`` or ``results/scoring-vllm.json``.
+    """Measure, print a table, write ``results/scoring.json``, ``scoring-vllm.json`` or ``agreement-vllm.json``.
 
     Args:
         arguments: See ``--help``.
@@ -70,10 +76,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=200, help="rows that p3select scores (default 200)")
     parser.add_argument("--repeats", type=int, default=3, help="of every variant (default 3)")
     parser.add_argument("--scorer", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--agree", type=int, metavar="N", help="compare vllm with transformers on N rows instead")
+    parser.add_argument("--data", type=Path, default=ROOT / "examples" / "gsm8k.parquet", help="of --agree")
     parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
     parser.add_argument("--out", type=Path, help="file (default: in benchmarks/results)")
     options = parser.parse_args(arguments)
 
+    if options.agree is not None:
+        result = agreement(options.model, options.data, options.agree)
+        out = options.out or ROOT / "benchmarks" / "results" / "agreement-vllm.json"
+        out.write_text(json.dumps(result, indent=2) + "\n")
+        print(json.dumps(result["apart"], indent=2))
+        return
     chosen, name = (measure_vllm, "scoring-vllm") if options.scorer == "vllm" else (measure, "scoring")
     result = chosen(options.model, options.rows, options.repeats)
     out = options.out or ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -152,7 +166,7 @@ def measure(model: str, rows: int, repeats: int) -> dict[str, Any]:
             ratios = [a / b for a, b in zip(own_rates, rates[name], strict=True)]
             described[name]["ratio"] = round(statistics.median(ratios), 3)
             described[name]["goal"] = GOALS[name]
-    return _described(model, "float32", repeats, start_load, described)
+    return {**_described(model, "float32", start_load), "repeats": repeats, "variants": described}
 
 
 def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
@@ -207,15 +221,74 @@ def measure_vllm(model: str, rows: int, repeats: int) -> dict[str, Any]:
     shutil.rmtree(folder)
     known = scorer.provenance
     scorer.close()
-    result = _described(model, known["dtype"], repeats, start_load, described)
+    result = _described(model, known["dtype"], start_load)
     result["versions"]["vllm"] = vllm.__version__
     result["machine"]["device"] = known["device"]
-    return {**result, "start_seconds": round(started, 1)}
+    return {**result, "repeats": repeats, "variants": described, "start_seconds": round(started, 1)}
 
 
-def _described(
-    model: str, dtype: str, repeats: int, start_load: float, variants: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def agreement(model: str, data: Path, rows: int) -> dict[str, Any]:
+    """How far the scorers transformers and vllm are apart in ``p3select.score``.
+
+    Args:
+        model: A local folder of a causal language model.
+        data: The dataset.
+        rows: The first rows of it, which are scored.
+
+    Returns:
+        What is written to the results: machine, versions, rows, statuses, tokens, and ``apart``: between tokens'
+        log-probabilities (nats) and between rows' difficulties, at most and in the mean, with the ``bounds``.
+
+    Raises:
+        AssertionError: A bound does not hold, or a row has another status.
+    """
+    import vllm
+
+    start_load = os.getloadavg()[0]
+    logprobs: dict[str, list[np.ndarray]] = {}
+    tables: dict[str, pl.DataFrame] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # vLLM last: it leaves the process's threads otherwise.
+        for name in ("transformers", "vllm"):
+            scorer: Any = scorers.make(name, model, options={"dtype": "float32"})
+            own = logprobs[name] = []
+            whole = scorer.score
+
+            # The files have sums over actions: the tokens' values are taken on the way to them.
+            def score(*call: Any, whole: Any = whole, own: list[np.ndarray] = own) -> list[np.ndarray]:
+                values = whole(*call)
+                own.extend(values)
+                return list(values)
+
+            scorer.score = score
+            p3select.score(data, Path(folder, name), scorer=scorer, limit=rows, show_progress=True)
+            tables[name] = cast("pl.DataFrame", pl.from_arrow(scores.read(p3select.Run(Path(folder, name)), 1)))
+    ours, theirs = tables["transformers"].head(rows), tables["vllm"].head(rows)
+    assert ours["status"].equals(theirs["status"]), "a row has another status"
+    tokens = np.abs(np.concatenate(logprobs["transformers"]) - np.concatenate(logprobs["vllm"]))
+    difficulties = (ours["difficulty"] - theirs["difficulty"]).abs().drop_nulls().to_numpy()
+    apart = {
+        "token_most": float(tokens.max()),
+        "token_mean": float(tokens.mean()),
+        "difficulty_most": float(difficulties.max()),
+        "difficulty_mean": float(difficulties.mean()),
+    }
+    assert all(apart[name] <= bound for name, bound in BOUNDS.items()), f"{apart}: beyond {BOUNDS}"
+    result = _described(model, "float32", start_load)
+    result["versions"] |= {"vllm": vllm.__version__, "p3select": p3select.__version__}
+    return {
+        **result,
+        "benchmark": "agreement-vllm",
+        "data": data.name,
+        "rows": rows,
+        "status": {name: int(count) for name, count in ours["status"].value_counts().iter_rows()},
+        "scored_tokens": len(tokens),
+        "apart": apart,
+        "bounds": BOUNDS,
+    }
+
+
+def _described(model: str, dtype: str, start_load: float) -> dict[str, Any]:
     return {
         "benchmark": "scoring",
         "machine": {**machine(), "torch_threads": torch.get_num_threads(), "load_before": round(start_load, 2)},
@@ -226,8 +299,6 @@ def _described(
         },
         "model": Path(model).name,
         "dtype": dtype,
-        "repeats": repeats,
-        "variants": variants,
     }
 
 

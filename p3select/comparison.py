@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import stats
 
 from p3select import (
@@ -264,18 +263,10 @@ def _known(run: Run, columns: Sequence[str], epochs: list[int], seed: int) -> _K
         fingerprint,
         kernel.scale(vectors),
         neighbors.cells(np.asarray(vectors), cells, 1, seed)[:, 0],
-        {name: _values(dataset, name) for name in columns},
+        {name: data.text(data.column(dataset, name)) for name in columns},
         epochs,
         seed,
     )
-
-
-def _values(dataset: Dataset, name: str) -> NDArray[Any]:
-    """A column as text (n,); null is "null"."""
-    column = data.column(dataset, name)
-    if pa.types.is_nested(column.type):
-        raise InputError(f"column {name!r}: lists and objects cannot be counted; give a column of text or of numbers")
-    return np.array(pc.fill_null(column.cast(pa.string()), "null").to_pylist(), object)
 
 
 def _epochs(run: Run, epoch: int | None, epochs: int) -> list[int]:
@@ -404,7 +395,7 @@ def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _level(known: _Known, table: pa.Table, column: str, wanted: int, *, in_tokens: bool) -> int:
     """The least N so that N rows of each value of a column, or all that it has, make up what is wanted."""
-    values = _values(known.dataset, column)[table.column("row").to_numpy()]
+    values = data.text(data.column(known.dataset, column))[table.column("row").to_numpy()]
     _, group, count = np.unique(values, return_inverse=True, return_counts=True)
     cost = table.column("tokens").to_numpy().astype(np.float64) if in_tokens else np.ones(len(values))
     mean = np.bincount(group, cost) / count
@@ -434,7 +425,7 @@ def _queries(known: _Known, given: str) -> tuple[NDArray[np.float32], list[int]]
             f"queries {given!r}: no run folder, nor COLUMN=VALUE; 'p3select embed FILE --run DIR --encoder M' makes a "
             "run folder of a query set"
         )
-    rows = np.flatnonzero(_values(known.dataset, column) == value)
+    rows = np.flatnonzero(data.text(data.column(known.dataset, column)) == value)
     if not len(rows):
         raise InputError(f"queries {given!r}: no row has {value!r} in column {column!r}")
     return np.asarray(known.vectors[rows]), rows.tolist()

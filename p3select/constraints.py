@@ -6,15 +6,12 @@ out. :mod:`p3select.limits` does the rest.
 
 from __future__ import annotations
 
-import json
 import re
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from p3select import dataset as data
 from p3select import fingerprints, index
@@ -30,6 +27,9 @@ if TYPE_CHECKING:
 
 TOKENS = re.compile(r"(\d+(?:\.\d+)?)([kMG]?)tok")
 UNITS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+SHARE = re.compile(r"(\d+(?:\.\d+)?) *%")
+# Rows or tokens. More than there are anywhere, and sums of them are within int64.
+MOST = 10**15
 
 
 def budget_tokens(budget: int | str) -> int | None:
@@ -39,15 +39,15 @@ def budget_tokens(budget: int | str) -> int | None:
         budget: Such as ``"2Mtok"``, ``"500ktok"``, ``"1500tok"``.
 
     Raises:
-        InputError: It comes to less than one token.
+        InputError: It comes to less than one token, or to more than ``MOST``.
     """
     found = TOKENS.fullmatch(str(budget).strip())
     if not found:
         return None
-    tokens = round(float(found[1]) * UNITS[found[2]])
-    if tokens < 1:
-        raise InputError(f"budget {budget!r}: comes to {tokens} tokens; give at least 1tok")
-    return tokens
+    tokens = float(found[1]) * UNITS[found[2]]
+    if not 1 <= tokens <= MOST:
+        raise InputError(f"budget {budget!r}: comes to {tokens:.3g} tokens; give from 1tok to {MOST // UNITS['G']}Gtok")
+    return round(tokens)
 
 
 def budget_rows(budget: int | str, rows: int) -> int:
@@ -58,14 +58,15 @@ def budget_rows(budget: int | str, rows: int) -> int:
         rows: Rows of the dataset.
 
     Raises:
-        InputError: It is neither, or comes to less than one row.
+        InputError: It is neither, or comes to less than one row, or to more than ``MOST``.
     """
     text = str(budget).strip()
+    percent = SHARE.fullmatch(text)
     try:
         # Not a float: 0.57 % of 10,000 rows are 57, and as floats 56.99….
-        share = Fraction(text[:-1]) if text.endswith("%") else None
+        share = Fraction(percent[1]) if percent else None
         wanted = int(text) if share is None else 0
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         raise InputError(
             f"budget {budget!r}: give a count of rows such as 1000, a share such as 20%, or tokens such as 2Mtok"
             + ("; here rows are needed" if budget_tokens(budget) else "")
@@ -76,6 +77,8 @@ def budget_rows(budget: int | str, rows: int) -> int:
         wanted = int(rows * share / 100)
     if wanted < 1:
         raise InputError(f"budget {budget!r}: comes to {wanted} of {rows} rows; give at least 1")
+    if wanted > MOST:
+        raise InputError(f"budget {budget!r}: {rows} rows are all that there are; give fewer than {MOST:,}")
     return wanted
 
 
@@ -115,7 +118,8 @@ def described(rows: NDArray[np.int64]) -> dict[str, Any] | None:
 def limits(
     run: Run,
     pool: NDArray[np.int64],
-    budget: tuple[int, NDArray[np.int64] | None],
+    budget: int,
+    tokens: NDArray[np.int64] | None,
     at_most: int | None,
     per: str | None,
     share: str | None,
@@ -126,7 +130,9 @@ def limits(
     Args:
         run: The run folder.
         pool: (n,) the rows to choose from.
-        budget: How much, and int (n,) what each row costs of it, or None for one each.
+        budget: How much.
+        tokens: With a budget in tokens: int (m,) those of the dataset's first rows, which the rows to choose from are
+            among; 0 where they are not known.
         at_most: Rows for each value of the column ``per``.
         per: A column of the data.
         share: ``COLUMN=VALUE:40%,VALUE:60%``: shares of the budget; the other values together have the rest.
@@ -136,7 +142,7 @@ def limits(
         InputError: Options that do not go together, no such column or value, or limits that no selection can keep, or
             not with the rows to keep.
     """
-    total, costs = budget
+    total, costs = budget, None if tokens is None else tokens[pool]
     if (at_most is None) != (per is None):
         raise InputError("at_most and per go together, as in --at-most 1 --per prompt")
     if at_most is None and share is None and costs is None:
@@ -148,19 +154,14 @@ def limits(
         _affordable(costs, total, keep)
         some.append(bounded.budget(costs, total))
     if at_most is not None and per is not None:
-        values = _values(run, per)
+        values = data.text(data.column(run.dataset(), per))
         one = bounded.at_most(at_most, values[pool])
-        most = at_most * len(np.unique(values))
-        if costs is None and most < total:
-            raise InputError(
-                f"at most {at_most} rows for each of the {most // at_most:,} values of {per!r} are {most:,}, fewer "
-                f"than the budget of {total:,}; give a smaller budget, or allow more of a value"
-            )
+        _reachable(values, tokens, at_most, per, total)
         _keepable(one, pool, keep, (per, values), f"rows; at most {at_most} of a value lets in")
         some.append(one)
     if share is not None:
         column, parts = _shares(share)
-        values = _values(run, column)
+        values = data.text(data.column(run.dataset(), column))
         for name in parts:
             if name not in values:
                 known = ", ".join(map(str, np.unique(values)[:8]))
@@ -169,9 +170,31 @@ def limits(
         unit = "rows" if costs is None else "tokens"
         _keepable(one, pool, keep, (column, values), f"{unit}; share {share!r} lets in")
         some.append(one)
-        if costs is None and at_most is not None:
-            _fillable(bounded.together(*some), keep, [*parts, "all other values"], f"at most {at_most} per {per!r}")
+        if at_most is not None:
+            both = bounded.together(*some[-2:])
+            _fillable(both, keep, [*parts, "all other values"], f"at most {at_most} per {per!r}", unit)
     return bounded.together(*some)
+
+
+def _costliest(costs: NDArray[np.int64], group: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Places of the rows, at most so many of each group, that cost most."""
+    order = np.lexsort((-costs, group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    before = np.repeat(starts, np.diff(starts, append=len(order)))
+    return order[np.arange(len(order)) - before < count]
+
+
+def _reachable(values: NDArray[Any], tokens: NDArray[np.int64] | None, at_most: int, per: str, total: int) -> None:
+    """Refuse a budget of which no choice of rows with so many of each value comes up to it, eligible or not."""
+    names, group = np.unique(values, return_inverse=True)
+    costs = np.ones(len(values), np.int64) if tokens is None else tokens
+    most = int(costs[_costliest(costs, group[: len(costs)], at_most)].sum())
+    if most < total:
+        have, unit = ("are", "") if tokens is None else ("have", " tokens")
+        raise InputError(
+            f"at most {at_most} rows for each of the {len(names):,} values of {per!r} {have} {most:,}{unit}, fewer "
+            f"than the budget of {total:,}; give a smaller budget, or allow more of a value"
+        )
 
 
 def _affordable(costs: NDArray[np.int64], total: int, keep: NDArray[np.int64]) -> None:
@@ -198,18 +221,26 @@ def _keepable(
         )
 
 
-def _fillable(both: Limits, keep: NDArray[np.int64], names: Sequence[str], what: str) -> None:
-    """Refuse shares in rows of which another limit lets in fewer."""
+def _fillable(both: Limits, keep: NDArray[np.int64], names: Sequence[str], what: str, unit: str) -> None:
+    """Refuse shares of which a limit on rows, the first of the two, lets in fewer: in tokens, each share by itself."""
     from p3select import limits as bounded
 
-    limit, short = bounded.crossed(both, keep, None)
+    wanted = both.room[1]
+    if unit == "rows":
+        limit, short = bounded.crossed(both, keep, None)
+        most = int(limit.room.sum() - wanted[~short].sum())
+    else:
+        (per, of), costs = both.group.astype(np.int64), both.cost[1]
+        first = _costliest(costs, of * both.room.shape[1] + per, int(both.room[0, 0]))
+        held = np.zeros_like(wanted)
+        np.add.at(held, of[first], costs[first])
+        short = held < wanted
+        most = int(held[short].sum())
     if short.any():
-        wanted = both.room[1]
         lacking = ", ".join(name for name, lacks in zip(names, short, strict=False) if lacks)
         raise InputError(
-            f"share {lacking}: {wanted[short].sum():,} of {wanted.sum():,} rows, and {what} lets in "
-            f"{limit.room.sum() - wanted[~short].sum():,} of the rows to choose from; give a smaller budget, another "
-            "share or a later pace, or allow more of a value"
+            f"share {lacking}: {wanted[short].sum():,} of {wanted.sum():,} {unit}, and {what} lets in {most:,} of the "
+            f"{unit} to choose from; give a smaller budget, another share or a later pace, or allow more of a value"
         )
 
 
@@ -222,14 +253,3 @@ def _shares(text: str) -> tuple[str, Mapping[str, float]]:
             raise InputError(f"share {text!r}: give COLUMN=VALUE:40%,VALUE:60%, each value once")
         parts[name] = float(share[:-1]) / 100
     return column, parts
-
-
-def _values(run: Run, name: str) -> NDArray[Any]:
-    """A column of the dataset as text, (rows,); null is "null"."""
-    column = data.column(run.dataset(), name)
-    if pa.types.is_nested(column.type):
-        column = pa.chunked_array([[json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]])
-    text = pc.fill_null(column.cast(pa.string()), "null").combine_chunks()
-    encoded = text.dictionary_encode() if isinstance(text, pa.Array) else text.chunk(0).dictionary_encode()
-    found: NDArray[Any] = np.array(encoded.dictionary.to_pylist(), object)[encoded.indices.to_numpy()]
-    return found

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 from array import array
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -339,6 +340,22 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     return found
 
 
+def text(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Values as text, to be compared and counted.
+
+    Args:
+        column: (n,) of any type.
+
+    Returns:
+        (n,) str: null as "null", a list or an object as JSON; equal values are one object in memory.
+    """
+    if pa.types.is_nested(column.type):
+        column = pa.chunked_array([[json.dumps(each, ensure_ascii=False, default=str) for each in column.to_pylist()]])
+    encoded = pc.fill_null(column.cast(pa.large_string()), "null").combine_chunks().dictionary_encode()
+    found: NDArray[Any] = np.array(encoded.dictionary.to_pylist(), object)[encoded.indices.to_numpy()]
+    return found
+
+
 def listed(path: str | Path, dataset: Dataset) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The rows that a file names.
 
@@ -520,19 +537,18 @@ def _table(path: Path, numbered: list[tuple[int, bytes]], schema: pa.Schema | No
     names = list(dict.fromkeys(name for row in rows for name in row)) if schema is None else schema.names
     arrays = []
     for name in names:
+        kind = None if schema is None else schema.field(name).type
         try:
             name.encode()
-            arrays.append(
-                pa.array([row.get(name) for row in rows], None if schema is None else schema.field(name).type)
-            )
+            arrays.append(pa.array([row.get(name) for row in rows], kind))
         except (pa.ArrowException, UnicodeEncodeError, OverflowError):
-            odd, reason = _fault(rows, name)
+            odd, reason = _fault(rows, name, kind)
             raise InputError(f"{path}, line {numbered[odd][0]}, column {name!r}: {reason}") from None
     return pa.table(dict(zip(names, arrays, strict=True)))
 
 
-def _fault(rows: list[dict[str, Any]], name: str) -> tuple[int, str]:
-    """Which of some rows keeps a column from being made, and why."""
+def _fault(rows: list[dict[str, Any]], name: str, kind: pa.DataType | None) -> tuple[int, str]:
+    """Which of some rows keeps a column (of a type, where it is known) from being made, and why."""
     for number, row in enumerate(rows):
         try:
             # With its name, which may be at fault itself.
@@ -543,9 +559,20 @@ def _fault(rows: list[dict[str, Any]], name: str) -> tuple[int, str]:
             return number, "a whole number beyond 64 bits; write it as text, in quotes"
         except pa.ArrowException as error:
             return number, f"values of a list must be of one type: {error}"
-    kinds = [type(row.get(name)).__name__ for row in rows]
-    first = next(kind for kind in kinds if kind != "NoneType")
-    odd = next((n for n, kind in enumerate(kinds) if kind not in (first, "NoneType")), len(rows) - 1)
+
+    def wrong(last: int) -> str:
+        try:
+            pa.array([row.get(name) for row in rows[: last + 1]], kind)
+        except pa.ArrowException as error:
+            return str(error)
+        return ""
+
+    # The first row that does not go with those before it.
+    odd = bisect_left(range(len(rows) - 1), True, key=lambda last: bool(wrong(last)))
+    kinds = [type(row.get(name)).__name__ for row in rows[: odd + 1]]
+    first = next(each for each in kinds if each != "NoneType")
+    if kinds[odd] == first:
+        return odd, f"values of a column must be of one type, as of the lines before: {wrong(odd)}"
     return odd, f"{kinds[odd]}, where lines before have {first}; values of a column must be of one type"
 
 

@@ -292,15 +292,17 @@ def taken(embeddings: NDArray[Any], rows: NDArray[np.int64], white: Whitening | 
     if white is None:
         return np.asarray(embeddings[rows], np.float32)
     found = np.empty((len(rows), embeddings.shape[1]), np.float32)
-    for first in range(0, len(rows), BLOCK_ROWS):
-        part = rows[first : first + BLOCK_ROWS]
-        with unthreaded_blas():
+    with unthreaded_blas():
+        for first in range(0, len(rows), BLOCK_ROWS):
+            part = rows[first : first + BLOCK_ROWS]
             some = (embeddings[part].astype(np.float64) - white.mean) @ white.spread
-        norms = np.linalg.norm(some, axis=1)
-        bad = np.flatnonzero(~(norms > COPY_DISTANCE))
-        if bad.size:
-            raise InputError(f"row {part[bad[0]]} of the embeddings is their mean: whitening leaves it no direction")
-        found[first : first + BLOCK_ROWS] = some / norms[:, None]
+            norms = np.linalg.norm(some, axis=1)
+            bad = np.flatnonzero(~(norms > COPY_DISTANCE))
+            if bad.size:
+                raise InputError(
+                    f"row {part[bad[0]]} of the embeddings is their mean: whitening leaves it no direction"
+                )
+            found[first : first + BLOCK_ROWS] = some / norms[:, None]
     return found
 
 

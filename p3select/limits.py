@@ -244,10 +244,9 @@ def fitting(limits: Limits, rows: NDArray[np.int64] | slice = slice(None)) -> ND
     return found
 
 
-def beside(limits: Limits, picked: NDArray[np.int64], since: int = 0) -> NDArray[np.bool_]:
-    """Which rows still fit beside those picked, (n,), under the limits from number ``since`` on."""
-    room = limits.room[since:].copy()
-    some = Limits(limits.group[since:], limits.cost[since:], room)
+def beside(limits: Limits, picked: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows still fit beside those picked, (n,)."""
+    some = limits._replace(room=limits.room.copy())
     for group, own, left in zip(*some, strict=True):
         np.subtract.at(left, group[picked], own[picked])
     found = fitting(some)

@@ -6,17 +6,13 @@ products and one pass; by FAISS where it finds a GPU (faiss-gpu), whose cells ar
 
 from __future__ import annotations
 
-import math
-import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p3select import kernel
+from p3select import kernel, machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,7 +92,7 @@ def nearest(x: NDArray[np.float32], centres: NDArray[np.float32], probes: int) -
         part = slice(first, first + BLOCK_ROWS)
         _highest(x[part] @ centres.T, found[part])
 
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(machine.threads()) as pool:
         for _ in pool.map(work, range(0, len(x), BLOCK_ROWS)):
             pass
     return found
@@ -121,50 +117,12 @@ def _highest(products: NDArray[np.float32], found: NDArray[np.int32]) -> None:
             found[row, place] = column
 
 
-def threads() -> int:
-    """Cores that this process may use, or the whole ones that its control groups (Linux) give it the time of."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota())))
-
-
-@cache
-def _quota(root: Path = Path("/")) -> float:
-    """Cores' worth of time that control groups (version 2) allow; infinity where they set no limit."""
-    shares = [math.inf]
-    for group in control_groups("cpu", root):
-        file = group / "cpu.max"
-        quota, period = file.read_text().split() if file.is_file() else ("max", "1")
-        shares += [int(quota) / int(period)] if quota != "max" else []
-    return min(shares)
-
-
-def control_groups(controller: str, root: Path = Path("/")) -> list[Path]:
-    """Folders of the control groups (Linux) that this process is in, and of those above them; in a container, of its.
-
-    Args:
-        controller: ``memory`` or ``cpu``.
-        root: Where ``proc`` and ``sys`` are.
-    """
-    listed, folders = root / "proc/self/cgroup", []
-    for line in listed.read_text().splitlines() if listed.is_file() else []:
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            top = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            top = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        own = top / path.strip("/")
-        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return folders
-
-
 def in_threads(pool: ThreadPoolExecutor, work: Callable[[int, int], Any], count: int, least: int) -> None:
     """Do ``work(first, last)`` over 0 … count in parts of at least ``least``, on all cores.
 
     For compiled functions, which let other threads run. The parts must not depend on each other.
     """
-    parts = max(1, min(threads(), count // least))
+    parts = max(1, min(machine.threads(), count // least))
     edges = [count * part // parts for part in range(parts + 1)]
     started = [pool.submit(work, a, b) for a, b in pairwise(edges[1:])]
     work(edges[0], edges[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from p3select.distributed import ENGINES
 from p3select.errors import InputError, MismatchError
 from p3select.index import Selection
 from p3select.run import Run
-from p3select.selectors.dpp import AFFORDABLE, METHODS, choose, local_alone
+from p3select.selectors.dpp import AFFORDABLE, METHODS, choose, gigabytes, local_alone, rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,7 @@ def select(
             fit.
         MismatchError: The index of this epoch is there and was made otherwise.
     """
+    start = time.monotonic()
     run = run if isinstance(run, Run) else Run(run)
     local = {"cells": cells, "probes": probes, "neighbours": neighbours}
     local_alone(name_of(selector), local)
@@ -172,9 +174,10 @@ def select(
 
     vectors, white, h, vectors_fingerprint = _vectors(run, whiten, required="scale" in parameters)
     of = _of(vectors, eligible, white)
-    lengths = table.column("tokens").take(eligible).to_numpy().astype(np.int64)
+    known = table.column("tokens").fill_null(0).to_numpy().astype(np.int64)
+    lengths = known[eligible]
     costs = None if tokens is None else lengths
-    limits = constraints.limits(run, eligible, (wanted, costs), at_most, per, share, keep)
+    limits = constraints.limits(run, eligible, wanted, None if costs is None else known, at_most, per, share, keep)
     h, options = _options(
         name_of(selector),
         parameters,
@@ -189,7 +192,7 @@ def select(
     if selector == "auto":
         assert vectors is not None  # the scale has asked for them
         count = parts or (PARTS if engine == "ray" else 1)
-        selector, reason = choose(_largest(len(eligible), k, count), vectors.shape[1], k)
+        selector, reason = choose(_largest(len(eligible), k, count), vectors.shape[1], k, similarity)
         function = selectors.find(selector)
         if selector == "dpp-torch":
             del options["seed"]  # it draws nothing
@@ -208,7 +211,6 @@ def select(
     picked, gains = _whole(partial(_picked, function, name_of(selector), x, seen), k, wanted, costs, options)
     if costs is not None:
         gains = gains * costs[picked] ** weight
-    used = len(picked) if costs is None else int(costs[picked].sum())
 
     selection = Selection(
         rows=eligible[picked],
@@ -244,11 +246,11 @@ def select(
             "include": constraints.described(kept),
             "exclude": constraints.described(left_out),
             "parts": parts,
-            "selector_reason": _effort(selector, vectors, len(eligible), k, parts or 1),
+            "selector_reason": _effort(selector, vectors, len(eligible), k, parts or 1, similarity),
             "seed": seed,
             "tokens": int(lengths[picked].sum()),
             **_predicted(table, eligible[picked], "predicted"),
-            "shortfall": 0 if _ended_by_tokens(limits, costs, picked) else wanted - used,
+            "shortfall": _shortfall(wanted, limits, costs, picked, (at_most is not None, share is not None)),
             # Of a row to keep without quality it cannot be told.
             "dependent": int(np.count_nonzero((gains == 0) & ~((q[picked] == 0) & np.isin(picked, keep)))),
             "dataset_fingerprint": settings["dataset"],
@@ -277,6 +279,7 @@ def select(
         },
     )
     _keep(selection, run.index(epoch), overwrite)
+    run.spend("select", epoch, time.monotonic() - start)
     return selection
 
 
@@ -299,10 +302,7 @@ def diversity(vectors: NDArray[np.float32], scale: float, seed: int = 0) -> dict
         ``log_det``: log det(S + 1e-6 I) / k, in nats per row, at most 0: higher is more diverse.
         ``distance``: the mean over rows of 1 − cosine to the nearest other row.
     """
-    if len(vectors) > DIVERSITY_ROWS:
-        drawn = np.random.default_rng(seed).choice(len(vectors), DIVERSITY_ROWS, replace=False)
-        vectors = vectors[np.sort(drawn)]
-    x = np.asarray(vectors, np.float64)
+    x = np.asarray(vectors[_some(len(vectors), seed)], np.float64)
     cosines = np.minimum(x @ x.T, 1.0)
     matrix = np.exp((cosines - 1.0) / scale)
     np.fill_diagonal(matrix, 1.0 + DIVERSITY_JITTER)
@@ -311,6 +311,13 @@ def diversity(vectors: NDArray[np.float32], scale: float, seed: int = 0) -> dict
         "log_det": float(np.linalg.slogdet(matrix).logabsdet / len(x)),
         "distance": float((1.0 - cosines.max(axis=1)).mean()),
     }
+
+
+def _some(count: int, seed: int) -> NDArray[np.int64]:
+    """Places of the rows whose diversity stands for that of so many."""
+    if count <= DIVERSITY_ROWS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, DIVERSITY_ROWS, replace=False))
 
 
 def _without(scored: NDArray[np.int64], left_out: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -366,7 +373,7 @@ def _options(
     for keyword, what in (("keep", "rows to include"), ("limits", "limits (tokens, at_most, share)")):
         if given[keyword] is not None:
             if keyword not in parameters:
-                raise InputError(f"selector {name!r} takes no {what}: choose dpp, dpp-local, topk or uniform")
+                raise InputError(f"selector {name!r} takes no {what}: choose another, such as dpp or topk")
             options[keyword] = given[keyword]
     return h, options
 
@@ -416,14 +423,21 @@ def _largest(n: int, k: int, parts: int) -> int:
 
 
 def _effort(
-    selector: str | Callable[..., Any], vectors: NDArray[np.float32] | None, n: int, k: int, parts: int
+    selector: str | Callable[..., Any], vectors: NDArray[np.float32] | None, n: int, k: int, parts: int, similarity: str
 ) -> str | None:
-    """What the exact greedy takes, by which ``auto`` chooses: the same on every machine, whoever chose."""
+    """What the exact greedy takes, by which ``auto`` chooses: the same on every machine, whoever chose.
+
+    The embeddings and the columns in float32, and the factor in both precisions, which are most of it where there is
+    much. Columns are computed as far as they are needed, so that it is seldom as much; what cores and finalists take is
+    not counted.
+    """
     if selector not in METHODS or vectors is None:
         return None
     n, d = _largest(n, k, parts), vectors.shape[1]
-    work = n * k * (k + 2 * d) / AFFORDABLE
-    return f"exact takes at least {4 * n * k / 1e9:.1f} GB, and {work:.2g} times the work deemed bearable"
+    most = rank(d, k, similarity)
+    work = n * most * (most + 2 * d) / AFFORDABLE
+    need = 4 * (n + 3 * most) * (most + d)
+    return f"exact takes up to some {gigabytes(need)}, and {work:.2g} times the work deemed bearable"
 
 
 def _asked_for(
@@ -466,13 +480,36 @@ def _whole(
     return picked, gains
 
 
-def _ended_by_tokens(limits: Limits | None, costs: NDArray[np.int64] | None, picked: NDArray[np.int64]) -> bool:
-    """Whether a row is left that all limits but the budget in tokens, the first one, let in."""
+def _shortfall(
+    wanted: int,
+    limits: Limits | None,
+    costs: NDArray[np.int64] | None,
+    picked: NDArray[np.int64],
+    given: tuple[bool, bool],
+) -> int:
+    """Rows that are missing; or tokens, of the budget or of the shares of it for which no row is left.
+
+    Where only tokens keep a row out, what is unused is too little for it, and nothing is missing.
+
+    Args:
+        wanted: The budget.
+        limits: As of :func:`p3select.constraints.limits`: the budget in tokens, rows of a value, shares.
+        costs: Tokens of the rows to choose from, or None.
+        picked: Places among them.
+        given: Whether there are limits on the rows of a value, and shares.
+    """
     if limits is None or costs is None:
-        return False
+        return wanted - len(picked)
     from p3select import limits as bounded  # compiled; most selections do without
 
-    return bool(bounded.beside(limits, picked, since=1).any())
+    at_most, share = given
+    group, cost, room = (part[-1 if share else 0] for part in limits)
+    unused = room.copy()
+    np.subtract.at(unused, group[picked], cost[picked])
+    own = slice(1, 1 + at_most)
+    by_rows = bounded.Limits(limits.group[own], limits.cost[own], limits.room[own])
+    unused[group[bounded.beside(by_rows, picked)]] = 0
+    return int(unused.sum())
 
 
 def _cost_weight(selector: str | Callable[..., Any], tokens: int | None, weight: float) -> float:
@@ -662,7 +699,7 @@ def _compared(
         return None
     drawn = np.random.default_rng(seed).choice(len(q), len(picked), replace=False)
     parts = {"selected": picked, "random": drawn, "top": _top(q, len(picked))}
-    return {name: diversity(of(rows), h, seed) for name, rows in parts.items()}
+    return {name: diversity(of(rows[_some(len(rows), seed)]), h) for name, rows in parts.items()}
 
 
 def _keep(selection: Selection, path: Path, overwrite: bool) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from scipy import stats
 
 from p3select import dataset as data
@@ -87,7 +86,7 @@ def validate(
     if against is None and by is not None:
         raise InputError("by goes with against: the ground truth that each group is compared with")
     truth, ordered = (None, None) if against is None else _truth(data.column(dataset, against), against)
-    groups = None if by is None else _text(data.column(dataset, by))[: table.num_rows]
+    groups = None if by is None else data.text(data.column(dataset, by))[: table.num_rows]
     scored = table.column("logprob").is_valid().to_numpy()
     guessed = table.column("difficulty").is_valid().to_numpy() & ~scored
     known = np.array([truth is None or truth[row] is not None for row in range(table.num_rows)])
@@ -174,10 +173,6 @@ def _truth(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], bool]:
         return np.array([None if match is None else float(match[1]) for match in found], object), True
     numbers = [None if value is None or math.isnan(value) else float(value) for value in values]
     return np.array(numbers, object), True
-
-
-def _text(column: pa.ChunkedArray) -> NDArray[Any]:
-    return np.array(pc.fill_null(column.cast(pa.string()), "null").to_pylist(), object)
 
 
 def _measures(

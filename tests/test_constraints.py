@@ -99,13 +99,62 @@ def test_two_limits_that_bar_each_other_are_filled_all_the_same(tmp_path, smollm
 
 def test_what_limits_leave_unused_of_a_budget_in_tokens_is_a_shortfall(made):
     run, _ = made
-    chosen = select(run, "8ktok", at_most=1, per="source")  # math, code and null
-    assert len(chosen) == 3
-    assert chosen.metadata["shortfall"] == 8_000 - chosen.metadata["tokens"] > 0
+    # Of the rows to choose from, not of the data.
+    wanted = tokens(run).reshape(-1, 2).max(axis=1).sum()
+    chosen = select(run, f"{wanted}tok", at_most=1, per="prompt", pace="constant:40")
+    assert len(chosen) < 60
+    assert chosen.metadata["shortfall"] == wanted - chosen.metadata["tokens"] > 0
     # Where a row is left that only the budget bars, it is used up.
     chosen = select(run, "400tok", at_most=1, per="prompt")
     assert chosen.metadata["tokens"] < 400
     assert chosen.metadata["shortfall"] == 0
+
+
+@pytest.mark.parametrize("selector", ["dpp", "topk", "uniform"])
+def test_what_a_share_in_tokens_leaves_is_too_little_for_a_row_and_no_shortfall(made, selector):
+    run, frame = made
+    share = "source=math:60%,code:40%"
+    chosen = select(run, "3ktok", share=share, selector=selector)
+    source, lengths = frame["source"].to_numpy(), tokens(run)
+    used = [int(lengths[chosen.rows][source[chosen.rows] == name].sum()) for name in ("math", "code")]
+    left = np.setdiff1d(np.arange(ROWS), chosen.rows)
+    for name, room, own in zip(("math", "code"), (1_800, 1_200), used, strict=True):
+        assert lengths[left][source[left] == name].min() > room - own
+    assert sum(used) < 3_000
+    assert chosen.metadata["shortfall"] == 0
+
+
+def test_a_share_in_tokens_of_which_no_row_is_left_is_the_shortfall(tmp_path, smollm2):
+    # Of every prompt a long and a short row of code, and rows of math: the short ones are easier to come by.
+    groups = [("code", f"c{i // 2}") for i in range(40)] + [("math", f"m{i}") for i in range(60)]
+    run = crossed(tmp_path, smollm2, groups)
+    lengths = tokens(run)
+    code = lengths[:40].reshape(-1, 2)
+    wanted = 2 * int(code.max(axis=1).sum())
+    if not code.min(axis=1).sum() < wanted // 2 <= lengths[40:].sum():
+        pytest.fail("the rows are not those that the test needs")
+    options = {"share": "source=code:50%,math:50%", "at_most": 1, "per": "prompt"}
+    chosen = select(run, f"{wanted}tok", selector="topk", **options)
+    own = chosen.rows[chosen.rows < 40]
+    assert len(own) == 20
+    assert chosen.metadata["shortfall"] == wanted // 2 - lengths[own].sum() > 0
+    with pytest.raises(InputError, match=rf"share code: {wanted // 2 + 1} of .* tokens, .* lets in {wanted // 2} of"):
+        select(run, f"{wanted + 2}tok", **options)
+
+
+@pytest.mark.parametrize("parts", [None, 2])
+def test_a_budget_in_tokens_and_so_many_of_a_value_hold_together(made, parts):
+    run, frame = made
+    lengths = tokens(run)
+    for budget in (700, 2_000):
+        chosen = select(run, f"{budget}tok", at_most=1, per="prompt", selector="dpp", parts=parts)
+        assert chosen.metadata["parts"] == parts
+        assert chosen.metadata["tokens"] == lengths[chosen.rows].sum() <= budget
+        assert frame["prompt"][chosen.rows.tolist()].n_unique() == len(chosen)
+        # Nothing else would have fit, unless what the parts gave was too little to fill it.
+        taken = np.isin(np.arange(ROWS) // 2, chosen.rows // 2)
+        assert lengths[~taken].min() > budget - lengths[chosen.rows].sum()
+        assert chosen.metadata["shortfall"] == 0
 
 
 def test_shares_in_tokens_that_no_row_fits_are_refused_with_the_numbers(made):
@@ -165,7 +214,7 @@ def test_a_budget_in_tokens_asks_for_the_rows_that_are_likely_and_is_used_up_all
 def test_rows_that_a_limit_cannot_let_in_are_not_asked_for(made, monkeypatch):
     run, _ = made
     asked = []
-    monkeypatch.setattr(selection, "choose", lambda n, d, k: asked.append(k) or ("dpp", "because"))
+    monkeypatch.setattr(selection, "choose", lambda n, d, k, similarity: asked.append(k) or ("dpp", "because"))
     chosen = select(run, 60, at_most=1, per="prompt", pace="constant:40")
     assert asked == [len(chosen)]
     assert chosen.metadata["shortfall"] == 60 - len(chosen) > 0
@@ -304,6 +353,11 @@ def test_similarity_and_whitening_change_the_kernel_and_are_recorded(made):
         ({"per": "prompt"}, "at_most and per go together"),
         ({"at_most": 1, "per": "topic"}, "rows.parquet: no column 'topic'; it has .*source"),
         ({"budget": 70, "at_most": 1, "per": "prompt"}, "60 values of 'prompt' are 60, fewer than the budget of 70"),
+        ({"budget": 121, "at_most": 5, "per": "prompt"}, "60 values of 'prompt' are 120, fewer than the budget of 121"),
+        (
+            {"budget": "8ktok", "at_most": 1, "per": "source"},
+            r"3 values of 'source' have \d+ tokens, fewer than .* 8,000",
+        ),
         ({"share": "math:40%"}, "give COLUMN=VALUE:40%"),
         ({"share": "source=math:40"}, "give COLUMN=VALUE:40%"),
         ({"share": "source=math:40%,math:10%"}, "each value once"),

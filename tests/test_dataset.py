@@ -1,5 +1,6 @@
 import json
 import pickle
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p3select import dataset as dataset_module
-from p3select.dataset import load, take, unchanged
+from p3select.dataset import load, take, text, unchanged
 from p3select.errors import InputError, MismatchError
 
 ROWS = {"prompt": ["a", "b", "c é", "d"], "completion": ["1", "2", "3\n4", "😀"], "id": ["r0", "r1", "r2", "r3"]}
@@ -87,6 +88,31 @@ def test_columns_can_be_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load(path, columns)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        (["a", None, "é", "a"], ["a", "null", "é", "a"]),
+        ([1, None, -2, 1], ["1", "null", "-2", "1"]),
+        ([0.5, 2.0, None], ["0.5", "2", "null"]),
+        ([True, None], ["true", "null"]),
+        ([None, None], ["null", "null"]),
+        ([["é", None], None, []], ['["é", null]', "null", "[]"]),
+        ([{"a": 1, "b": "x"}, None], ['{"a": 1, "b": "x"}', "null"]),
+        ([[date(2024, 1, 2)]], ['["2024-01-02"]']),
+        ([date(2024, 1, 2)], ["2024-01-02"]),
+        (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
+        (pa.array([], pa.int64()), []),
+    ],
+)
+def test_a_column_of_any_type_as_text(values, texts):
+    array = pa.array(values)
+    for column in (pa.chunked_array([array]), pa.chunked_array([array[:1], array[1:]])):
+        found = text(column)
+        assert found.dtype == object
+        assert found.tolist() == texts
+        assert len(set(map(id, found))) == len(set(texts))
 
 
 def test_bad_files_are_named(tmp_path):
@@ -177,7 +203,7 @@ def test_arrow_layout_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("lines", "message"),
     [
         ("", "no rows"),
         ('[{"prompt": "a"}]', "line 1: a list where an object should be; write one object a line"),
@@ -189,10 +215,15 @@ def test_arrow_layout_does_not_count(tmp_path):
         ('{"prompt": "a", "id": 1}\n{"id": 9223372036854775808}', "line 2, column 'id': a whole number beyond 64 bits"),
         ('{"id": 0.5}\n{"id": 1}\n{"id": -9223372036854775809}', "line 3, column 'id': a whole number beyond 64 bits"),
         ('{"prompt": "a"}\n{"prompt": [1, "b"]}\n{"prompt": "c"}', "line 2, column 'prompt': values of a list must be"),
+        (
+            '{"id": ["a"]}\n{"id": null}\n\n{"id": [1]}\n{"id": ["b"]}',
+            "line 4, column 'id': values of a column must be",
+        ),
+        ('{"id": 1}\n{"id": 0.5}\n{"id": "a"}\n{"id": 2}', "line 3, column 'id': str, where lines before have int"),
     ],
 )
-def test_json_lines_that_are_none_are_said_with_the_line(tmp_path, text, message):
-    (tmp_path / "rows.jsonl").write_text(text)
+def test_json_lines_that_are_none_are_said_with_the_line(tmp_path, lines, message):
+    (tmp_path / "rows.jsonl").write_text(lines)
     with pytest.raises(InputError, match=message):
         load(tmp_path / "rows.jsonl")
 
@@ -219,8 +250,8 @@ def test_a_slice_of_json_lines_reads_its_lines_alone(tmp_path):
     for first, stop in ((0, 3), (4, 6), (7, 10)):
         part = dataset.source(first, stop, here=False)
         assert part.read().table.equals(dataset.table.slice(first, stop - first))
-    text = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(["{broken\n", *text[1:]]))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(["{broken\n", *lines[1:]]))
     assert part.read().table.num_rows == 3
     with pytest.raises(InputError, match="line 1: not JSON"):
         dataset.source(0, 3, here=False).read()

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p3select import kernel
+from p3select import kernel, machine
 from p3select.errors import InputError
 from p3select.selectors import dpp as algorithm
+from p3select.selectors import dpp_torch
 from p3select.selectors.dpp import TIE, VARIANCE_FLOOR, dpp, needed_bytes
 from p3select.selectors.topk import topk
 
@@ -298,6 +299,13 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_tried():
         dpp(x, np.ones(2_000_000), 1_000_000, method="dpp")
 
 
+def test_memory_that_the_system_does_not_give_is_an_error_of_one_line():
+    with pytest.raises(
+        InputError, match=r"^9007199\.3 GB more memory cannot be had: choose a smaller k or fewer rows$"
+    ):
+        algorithm.reserved(2**40, 2**10, np.float64)
+
+
 def test_paper_defect_2_constant_features_are_seen():
     hidden = np.tile(np.random.default_rng(11).standard_normal(16), (50, 1))
     with np.errstate(invalid="ignore"):
@@ -493,42 +501,52 @@ def test_few_picks_of_many_rows_are_not_said_to_need_much():
         assert needed_bytes(1_000_000, 384, k) < 4e6 * (384 + k) + 0.45e9
 
 
-def test_memory_left_is_the_least_of_what_machine_and_control_groups_allow(tmp_path):
-    def write(path, text):
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def group(path, limit, used, files, names=("memory.max", "memory.current", "inactive_file")):
-        for name, text in zip((*names[:2], "memory.stat"), (limit, used, f"anon 1\n{names[2]} {files}"), strict=True):
-            write(f"sys/fs/cgroup/{path}/{name}", f"{text}\n")
-
-    write("proc/meminfo", "MemTotal:       2000 kB\nMemAvailable:   1000 kB\nHugePages_Total:       0\n")
-    assert algorithm._memory(tmp_path) == 1_024_000
-    write("proc/self/cgroup", "0::/user/job\n")
-    group("user/job", "max", 50_000, 0)
-    assert algorithm._memory(tmp_path) == 1_024_000
-    group("user/job", 900_000, 400_000, 100_000)  # of which 100,000 hold files and are given up
-    assert algorithm._memory(tmp_path) == 600_000
-    group("user", 700_000, 300_000, 0)  # the one above has less
-    assert algorithm._memory(tmp_path) == 400_000
-    group("user", 700_000, 800_000, 0)
-    assert algorithm._memory(tmp_path) == 0
-    # A container's own group is at the top, whatever path it has outside.
-    write("proc/self/cgroup", "5:cpu,cpuacct:/docker/a\n4:memory:/docker/a\n")
-    group("memory", 800_000, 500_000, 0, ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
-    assert algorithm._memory(tmp_path) == 300_000
+def test_more_cores_take_what_their_products_have_and_no_more(monkeypatch):
+    """In float64 finalists alone, 128 at a time, are computed, whatever the cores."""
+    n, d, k, need = 200_000, 384, 1_000, []
+    for cores in (2, 64):
+        monkeypatch.setattr(machine, "threads", lambda cores=cores: cores)
+        need.append(needed_bytes(n, d, k))
+        coarse, fine = (algorithm._rooms(rows, k, np.float32) for rows in (n, algorithm.FINALISTS))
+        assert (len(coarse), len(fine)) == (cores, min(cores, 4))
+        assert {len(room.known) for room in fine} == {algorithm.LEAST_REFRESHED}
+    wide = k + 2 * d + 2 * algorithm.BLOCK
+    assert need[1] - need[0] == (4 * 62 * algorithm.REFRESHED + 8 * 2 * algorithm.LEAST_REFRESHED) * wide
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a limit of Linux")
-def test_memory_left_is_within_the_limit_of_the_process():
-    code = (
-        "import resource; from p3select.selectors.dpp import _memory;"
-        "taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
-        "resource.setrlimit(resource.RLIMIT_AS, (taken + 2**27, taken + 2**27)); print(_memory())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 2**26 < int(done.stdout) <= 2**27
+@given(most=st.integers(1, 6_000), data=st.data())
+def test_there_are_products_enough_for_every_count_of_rows(most, data):
+    rows = data.draw(st.integers(1, most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "threads", lambda: 10_000)
+        assert algorithm._product_rows(rows) <= algorithm._product_rows(most)
+        assert algorithm._products(rows) <= algorithm._products(most)
+
+
+def test_linear_needs_the_memory_of_its_rank_and_auto_takes_the_exact(monkeypatch):
+    x, q = draw(21, 3_000, 6)
+    fits = {"auto": needed_bytes, "dpp": needed_bytes, "dpp-torch": dpp_torch.needed_bytes}
+    monkeypatch.setattr(machine, "memory", lambda: needed_bytes(3_000, 6, 6))
+    assert algorithm.choose(3_000, 6, 2_000)[0] == "dpp-local"
+    assert algorithm.choose(3_000, 6, 2_000, "linear")[0] == "dpp"
+    assert algorithm.choose(3_000, 6, 6, "linear")[1].startswith("exact takes at most")
+    for method, need in fits.items():
+        monkeypatch.setattr(machine, "memory", lambda need=need: need(3_000, 6, 6))
+        rows, gains = dpp(x, q, 2_000, similarity="linear", method=method)
+        assert len(np.unique(rows)) == 2_000
+        np.testing.assert_array_equal(gains > 0, np.arange(2_000) < 6)
+        rest = np.setdiff1d(np.arange(3_000), rows[:6])
+        np.testing.assert_array_equal(rows[6:], rest[np.argsort(-q[rest], kind="stable")][:1_994])
+    kept = dpp(x, q, 20, similarity="linear", keep=[*range(9)], method="dpp-torch")[0]
+    assert kept.tolist() == dpp(x, q, 20, similarity="linear", keep=[*range(9)], method="dpp")[0].tolist()
+    assert set(kept[:9].tolist()) == set(range(9))
+    monkeypatch.setattr(machine, "memory", lambda: 2**16)
+    with pytest.raises(
+        InputError, match=r"k = 2000 from 3000 rows .*: choose similarity gaussian, a smaller k or fewer"
+    ):
+        dpp(x, q, 2_000, similarity="linear")
+    with pytest.raises(InputError, match=r"dpp of k = 5 from 3000 rows .*: choose selector dpp-local"):
+        dpp(x, q, 5, similarity="linear", method="dpp")
 
 
 @pytest.mark.parametrize("method", ["auto", "dpp"])

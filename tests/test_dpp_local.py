@@ -1,13 +1,14 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p3select import kernel, neighbors
+from p3select import kernel, machine
 from p3select.errors import InputError
 from p3select.selectors.dpp import dpp
 from p3select.selectors.dpp_local import accuracy, dpp_local, needed_bytes, parameters
@@ -110,7 +111,7 @@ def test_rows_are_those_of_the_seed_whatever_the_threads(monkeypatch):
     x, q = clusters(4, 6_000, 80)
     expected = dpp_local(x, q, 600, seed=(5, 1))
     for threads in (1, 2, 5):
-        monkeypatch.setattr(neighbors, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(machine, "threads", lambda threads=threads: threads)
         for got, wanted in zip(dpp_local(x, q, 600, seed=(5, 1)), expected, strict=True):
             np.testing.assert_array_equal(got, wanted)
     assert (dpp_local(x, q, 600, seed=6)[0] != expected[0]).any()
@@ -158,6 +159,7 @@ def test_accuracy_is_exact_for_few_picks_and_close_for_many(monkeypatch):
     assert whole["claimed"] == pytest.approx(np.log(gains).mean())
     assert whole["claimed"] > whole["log_gain"]
     monkeypatch.setattr(algorithm, "KNOWN_ROWS", 170)
+    monkeypatch.setattr(algorithm, "WHOLE_ROWS", 680)
     drawn = accuracy(x, q, rows, gains, scale=h, picks=300)
     assert not drawn["exact"]
     over = whole["claimed"] - whole["log_gain"]
@@ -178,8 +180,21 @@ def test_accuracy_of_drawn_picks_is_near_the_exact_one_and_knows_more_than_the_s
     over = told["claimed"] - true[drawn].mean()
     # More than the truth, since not all earlier picks are known: most of what the selection claims too much is told.
     assert 0 <= told["log_gain"] - true[drawn].mean() < 0.3 * over
-    # A selection that looked at more is judged by more still: here by all.
-    assert accuracy(x, q, rows, gains, scale=h, neighbours=200)["exact"]
+    # A selection that looked at more is judged by more still: here by nearly all.
+    more = accuracy(x, q, rows, gains, scale=h, neighbours=200, seed=1)
+    assert true[drawn].mean() <= more["log_gain"] + 1e-6
+    assert more["log_gain"] < told["log_gain"]
+
+
+def test_accuracy_takes_no_more_memory_for_more_neighbours():
+    x, q = clusters(9, 3_000, 40)
+    rows, gains = np.arange(3_000), np.ones(3_000)
+    tracemalloc.start()
+    told = accuracy(x, q, rows, gains, scale=0.5, neighbours=1_000, picks=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (told["exact"], told["picks"]) == (False, 2)
+    assert peak < 4 * x.nbytes + 2 * 24 * 1_200**2 * machine.threads()
 
 
 def test_parameters_follow_n_and_k_and_can_be_given():
@@ -197,6 +212,10 @@ def test_parameters_follow_n_and_k_and_can_be_given():
         ({"cells": 9}, "cells = 9: it must be from 1 to the 8 rows"),
         ({"probes": 2}, "probes = 2: it must be from 1 to the 1 cells"),
         ({"neighbours": 0}, "neighbours = 0"),
+        ({"cells": 2.0}, r"cells 2\.0: a whole number from 1"),
+        ({"cells": True}, "cells True: a whole number"),
+        ({"cells": 8, "probes": "4"}, "probes '4': a whole number"),
+        ({"neighbours": np.float64(3)}, r"neighbours np\.float64\(3\.0\): a whole number|neighbours 3\.0: a whole"),
         ({"scale": 0.0}, "scale 0.0"),
         ({"embeddings": None}, "dpp-local needs embeddings"),
         ({"embeddings": np.ones(8)}, "2-D"),
@@ -221,6 +240,8 @@ def test_linear_is_for_as_many_rows_as_dimensions():
 def test_memory_is_stated_and_stays_below_the_embeddings():
     cells, probes, neighbours = parameters(1_000_000, 10_000)
     assert needed_bytes(1_000_000, 384, 10_000, cells, probes, neighbours) < 4 * 384 * 1_000_000
+    # k-means is trained on no more rows than there are.
+    assert needed_bytes(5_000, 4_096, 100, 2_048, 4, 24) < 4 * 4_096 * (3 * 5_000 + 2 * 2_048) + 64e6
 
 
 @pytest.mark.slow

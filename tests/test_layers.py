@@ -9,6 +9,7 @@ import p3select
 ROOT = Path(p3select.__file__).parent
 # Each imports only from those before it.
 ORDER = [
+    "machine",
     "errors",
     "plugins",
     "fingerprints",

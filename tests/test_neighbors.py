@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from p3select import neighbors
+from p3select import machine, neighbors
 
 
 def clustered(seed, groups, each, d=32, spread=0.05):
@@ -63,7 +63,7 @@ def test_cells_are_those_of_the_seed():
 def test_in_threads_covers_all_once_and_passes_errors_on(monkeypatch):
     with ThreadPoolExecutor(3) as pool:
         for count, least, threads in ((0, 1, 3), (1, 1, 3), (100, 16, 3), (100, 1_000, 3), (7, 1, 1)):
-            monkeypatch.setattr(neighbors, "threads", lambda threads=threads: threads)
+            monkeypatch.setattr(machine, "threads", lambda threads=threads: threads)
             done = np.zeros(count, int)
 
             def work(first, last, done=done):
@@ -71,28 +71,9 @@ def test_in_threads_covers_all_once_and_passes_errors_on(monkeypatch):
 
             neighbors.in_threads(pool, work, count, least)
             assert (done == 1).all()
-        monkeypatch.setattr(neighbors, "threads", lambda: 3)
+        monkeypatch.setattr(machine, "threads", lambda: 3)
         with pytest.raises(ZeroDivisionError):
             neighbors.in_threads(pool, lambda first, last: 1 // (first < 66), 100, 1)
-
-
-def test_cores_are_those_that_control_groups_give_time_of(tmp_path, monkeypatch):
-    assert neighbors._quota(tmp_path) == np.inf
-    neighbors._quota.cache_clear()
-    for path, text in (
-        ("proc/self/cgroup", "0::/user/job\n"),
-        ("sys/fs/cgroup/user/job/cpu.max", "max 100000\n"),
-        ("sys/fs/cgroup/user/cpu.max", "150000 100000\n"),
-    ):
-        file = tmp_path / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    folders = [path.relative_to(tmp_path).as_posix() for path in neighbors.control_groups("cpu", tmp_path)]
-    assert folders == ["sys/fs/cgroup/user/job", "sys/fs/cgroup/user", "sys/fs/cgroup"]
-    assert neighbors._quota(tmp_path) == 1.5
-    monkeypatch.setattr(neighbors.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(neighbors, "_quota", lambda: 1.5)
-    assert neighbors.threads() == 2
 
 
 def test_importing_the_package_and_its_doors_loads_no_numba():

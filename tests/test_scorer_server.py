@@ -86,6 +86,16 @@ def with_weights(model):
     return change
 
 
+def nudged(folder, size):
+    """A model's weights with a little noise, as if trained on."""
+    model = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += size * weight.std() * torch.randn_like(weight)
+    return model
+
+
 def made_up(ids, scored):
     """What proxy.vllm says of rows."""
     return [
@@ -232,7 +242,7 @@ def test_numbers_that_are_not_the_weights_are_refused(tiny, tokenizer, root):
 def test_numbers_that_are_the_weights_are_verified(tiny, tokenizer, capfd):
     model = hf.AutoModelForCausalLM.from_pretrained(tiny).eval()
     cards = [{"id": "policy", "root": str(tiny), "max_model_len": 300}]
-    with serve(vllm(tokenizer, cards=cards, change=with_weights(model))) as (address, _):
+    with serve(vllm(tokenizer, cards=cards, change=lambda *told: with_weights(model)(*told))) as (address, _):
         scorer = ServerScorer(tiny, server=address)
         assert ServerScorer(tiny, server=address).provenance == scorer.provenance
         assert "comparing the server with the weights in" in capfd.readouterr().err
@@ -240,10 +250,7 @@ def test_numbers_that_are_the_weights_are_verified(tiny, tokenizer, capfd):
         exact = make("server", tiny, options={"server": address, "dtype": "float32"})
         unsure = ServerScorer(tiny, server=address)
         # The next epoch's weights: a little other ones, under the same name.
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight += 0.001 * weight.std() * torch.randn_like(weight)
+        model = nudged(tiny, 0.001)
         with pytest.raises(InputError, match="nats from those of the model's weights; restart it with this"):
             ServerScorer(tiny, server=address, dtype="float32")
         assert ServerScorer(tiny, server=address).provenance == unsure.provenance
@@ -255,6 +262,54 @@ def test_numbers_that_are_the_weights_are_verified(tiny, tokenizer, capfd):
     assert "was not verified, as it names them 'org/policy', and weights a few training steps" in unsure.notes[0]
     with pytest.raises(InputError, match=r"dtype 'int8': one of float32"):
         ServerScorer(tiny, server=address, dtype="int8")
+
+
+@pytest.mark.parametrize("how", ["written", "moved", "linked"])
+def test_weights_that_were_replaced_after_the_server_had_started_are_not_verified(
+    tiny, tokenizer, tmp_path, monkeypatch, how
+):
+    monkeypatch.setattr(server, "_READS", 0.0)
+    place, after, real = tmp_path / "policy", tmp_path / "after", tmp_path / "real"
+    shutil.copytree(tiny, real)
+    nudged(tiny, 0.001).save_pretrained(after)
+    tokenizer.save_pretrained(after)
+    place.symlink_to(real) if how == "linked" else shutil.copytree(tiny, place)
+    time.sleep(0.1)
+    started = time.time()
+    time.sleep(0.1)
+    cards = [{"id": "policy", "root": str(place), "max_model_len": 300}]
+    plain = vllm(tokenizer, cards=cards, change=with_weights(hf.AutoModelForCausalLM.from_pretrained(tiny).eval()))
+    told = f"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {started!r}\nother_total 1.0\n"
+
+    def answer(method, path, headers, body):
+        return (200, {}, told.encode()) if path == "/metrics" else plain(method, path, headers, body)
+
+    with serve(answer) as (address, proxy):
+        assert ServerScorer(place, server=address).provenance["verified"] is True
+        if how == "written":
+            # With the time of a file of before, as cp -p and rsync leave it.
+            shutil.copy2(after / "model.safetensors", place)
+        elif how == "moved":
+            shutil.rmtree(place)
+            after.rename(place)
+        else:
+            place.unlink()
+            place.symlink_to(after)
+        replaced = ServerScorer(place, server=address)
+        asked = len([path for _, _, path, _, _ in proxy.requests if path == "/metrics"])
+        with pytest.raises(InputError, match="nats from those of the model's weights; restart it with this"):
+            ServerScorer(place, server=address, dtype="float32")
+        # A server that came up with them, and one that does not say when.
+        for other in (f"process_start_time_seconds {time.time()!r}", "other_total 1.0"):
+            told = f"{other}\n"
+            assert ServerScorer(place, server=address).provenance["verified"] is True
+    assert asked == 2
+    assert replaced.provenance["verified"] is False
+    assert len(replaced.notes) == 1
+    assert (
+        f"was not verified, as {place} was changed after it had started (restart it), and weights a"
+        in replaced.notes[0]
+    )
 
 
 def test_an_adapter_that_the_server_does_not_apply_is_refused(tiny, tokenizer, tmp_path):
@@ -748,12 +803,7 @@ def test_vllm_agrees_with_transformers(real, smollm2, adapter, rows):
 def test_vllm_that_was_started_with_other_weights_is_refused(real, smollm2, tmp_path):
     """A folder that was overwritten since: the server names it, and has the weights that were there."""
     changed = tmp_path / "policy"
-    model = hf.AutoModelForCausalLM.from_pretrained(smollm2)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.02 * weight.std() * torch.randn_like(weight)
-    model.save_pretrained(changed)
+    nudged(smollm2, 0.002).save_pretrained(changed)
     hf.AutoTokenizer.from_pretrained(smollm2).save_pretrained(changed)
     behind = forward(real)
 
@@ -765,6 +815,10 @@ def test_vllm_that_was_started_with_other_weights_is_refused(real, smollm2, tmp_
         with pytest.raises(InputError, match="nats from those of the model's weights; restart it with this checkpoint"):
             ServerScorer(changed, server=address, dtype="float32")
         assert ServerScorer(changed, server=address, compare=False).provenance["verified"] is False
+        # The bounds of half precision do not show it: the time does.
+        unsure = ServerScorer(changed, server=address)
+    assert unsure.provenance["verified"] is False
+    assert f"as {changed} was changed after it had started (restart it)" in unsure.notes[0]
 
 
 @needs_vllm

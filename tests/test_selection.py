@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import constraints, index, kernel, scores
+from p3select import constraints, index, kernel, scores, selection
 from p3select.errors import InputError, MismatchError
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -331,6 +331,50 @@ def test_auto_takes_dpp_local_where_dpp_would_not_fit(run, monkeypatch, capsys):
     assert "log det per pick" in printed
 
 
+def test_auto_goes_by_the_rank_of_linear(run, monkeypatch):
+    from p3select import machine
+    from p3select.selectors import dpp
+
+    d = int(np.load(run.embeddings, mmap_mode="r").shape[1])
+    fits = dpp.needed_bytes(200, d, d)
+    monkeypatch.setattr(machine, "memory", lambda: fits)
+    options = {"epoch": 1, "epochs": 1, "pace": "constant:100", "budget": 150, "overwrite": True}
+    assert d < 150
+    assert dpp.choose(200, d, 150)[0] == "dpp-local"
+    chosen = p3select.select(run, **options, similarity="linear")
+    assert chosen.metadata["selector"] == "dpp"
+    assert chosen.summary["selector_reason"].endswith(f"as 'linear' tells {d} rows apart")
+    assert len(chosen) == 150
+    assert chosen.metadata["dependent"] >= 150 - d
+    monkeypatch.setattr(machine, "memory", lambda: fits - 1)
+    with pytest.raises(InputError, match=r"^dpp of k = 150 from 200 rows needs .*: choose similarity gaussian, a smal"):
+        p3select.select(run, **options, similarity="linear")
+
+
+def test_diversity_is_measured_on_a_part_and_no_more_is_taken(run, monkeypatch):
+    chosen = p3select.select(run, epoch=1, epochs=1, pace="constant:100", budget=90, overwrite=True)
+    monkeypatch.setattr(selection, "DIVERSITY_ROWS", 20)
+    x, taken = np.load(run.embeddings), []
+
+    def of(places):
+        taken.append(len(places))
+        return x[places]
+
+    told = selection._compared(of, np.arange(200.0), chosen.rows, 0.5, 3)
+    assert taken == [20, 20, 20]
+    assert told["selected"] == selection.diversity(x[chosen.rows], 0.5, 3)
+    assert told["top"] == selection.diversity(x[:109:-1], 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    "budget", ["1/3%", "1e999999%", "1e9999999999%", "1e1%", "-5%", "%", "9" * 5_000 + "%", "1" * 400 + "tok", "9" * 16]
+)
+def test_a_budget_that_is_none_is_refused_in_no_time(run, budget):
+    with pytest.raises(InputError, match=r"^budget ") as refused:
+        p3select.select(run, epoch=1, epochs=1, budget=budget)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("rows", "share", "count"), [(10_000, "0.57%", 57), (10_000, "100%", 10_000), (7, "30%", 2)])
 def test_a_share_of_the_rows_is_exact(rows, share, count):
     assert constraints.budget_rows(share, rows) == count
@@ -359,7 +403,7 @@ def test_a_row_to_keep_without_quality_is_no_copy(tmp_path, gsm8k, tokenizer):
 def test_the_index_says_why_auto_chose_and_bytes_stay(run):
     chosen = p3select.select(run, epoch=1, epochs=5, budget=20)
     why = chosen.metadata["selector_reason"]
-    assert why == "exact takes at least 0.0 GB, and 6.8e-09 times the work deemed bearable"
+    assert why == "exact takes up to some 0.1 GB, and 6.8e-09 times the work deemed bearable"
     before = run.index(1).read_bytes()
     p3select.select(run, epoch=1, epochs=5, budget=20, selector="dpp", overwrite=True)
     assert run.index(1).read_bytes() == before

@@ -69,6 +69,8 @@ _NOTHING = -9999.0
 _ROUNDING = 1e-3
 # Nats in the mean between two answers for the same row.
 _TWICE = 0.05
+# Seconds that a server takes at least to come to its weights; when it started is known to about one.
+_READS = 2.0
 # Not the module's own generator: users seed that one.
 _JITTER = random.Random()
 
@@ -151,7 +153,7 @@ class ServerScorer:
             weights = _weights(Path(model), own, root)
             folder, changes = (None, "none") if base is card else _adapter(config, card)
             untold = _untold(model, compare, base is card or folder is not None)
-            why = untold or _unsure(str(model), root, dtype)
+            why = untold or _unsure(str(model), root, dtype, client)
             if why:
                 self.notes.append(
                     f"what weights the server has as {self._name!r} was not verified, as {why}: see to it that it has "
@@ -309,7 +311,15 @@ class _Client:
         hint = "" if status != 404 or self._path.endswith("/v1") else "; a vLLM server's address ends in /v1"
         raise InputError(f"{self.url}{path}{about}: HTTP {status}: {answer}{hint}")
 
-    def ask(self, path: str, body: Any = None, what: str = "", *, beside: bool = False) -> tuple[int, Any]:
+    def ask(
+        self,
+        path: str,
+        body: Any = None,
+        what: str = "",
+        *,
+        beside: bool = False,
+        parse: Callable[[bytes], Any] = json.loads,
+    ) -> tuple[int, Any]:
         """The status and the JSON of an answer; of another status than 200 what the server says about it.
 
         Args:
@@ -317,6 +327,7 @@ class _Client:
             body: JSON to post; None to get.
             what: For an error's message, what the answer was to be about.
             beside: See ``path``.
+            parse: What reads an answer that is no JSON.
         """
         full = (self._path.removesuffix("/v1") if beside else self._path) + path
         data = None if body is None else json.dumps(body).encode()
@@ -326,7 +337,7 @@ class _Client:
                 status, wait, content = self._once(full, data)
                 self._met = True
                 if status == 200:
-                    return status, json.loads(content)
+                    return status, parse(content)
                 if not _passing(status):
                     return status, _said(content)
                 why, told = f"HTTP {status}: {_said(content)}", _seconds(wait)
@@ -481,6 +492,13 @@ def _version(client: _Client) -> str:
     return str((_field(answer, "version") if status == 200 else None) or "unknown")
 
 
+def _started(client: _Client) -> float | None:
+    """When the server's process started, in seconds since 1970; None where it does not say."""
+    status, text = client.ask("/metrics", beside=True, parse=bytes.decode)
+    told = re.search(r"^process_start_time_seconds(?:{.*})? (\S+)$", text, re.MULTILINE)
+    return float(told[1]) if status == 200 and told else None
+
+
 def _chosen(cards: list[dict[str, Any]], model: str, name: str | None, url: str) -> dict[str, Any]:
     """The model or adapter to score with."""
     found = [card for card in cards if name in (None, card["id"])]
@@ -569,19 +587,37 @@ def _untold(model: str | Path, compare: bool, adapter: bool) -> str:
     return "" if adapter else "the files of its adapter are not here"
 
 
-def _unsure(model: str, root: str, dtype: str | None) -> str:
+def _unsure(model: str, root: str, dtype: str | None, client: _Client) -> str:
     """Why numbers that agree do not tell whose they are; empty where they do."""
-    # A folder that is here was compared file by file.
-    if dtype == "float32" or _same(model, root) or _served(root):
+    if dtype == "float32":
+        return ""
+    # What is here was compared file by file, and is what the server has read if it has not changed since.
+    here = Path(model) if _same(model, root) else _served(root)
+    if here is None:
+        why = f"it names them {root!r}"
+    elif (started := _started(client)) is not None and _changed(here) > started + _READS:
+        why = f"{root} was changed after it had started (restart it)"
+    else:
         return ""
     return (
-        f"it names them {root!r}, and weights a few training steps from those of {model} would agree as well within "
-        "the rounding of half precision (for a server in float32, give option dtype=float32)"
+        f"{why}, and weights a few training steps from those of {model} would agree as well within the rounding of "
+        "half precision (for a server in float32, give option dtype=float32)"
     )
 
 
+def _changed(place: Path) -> float:
+    """When weights or their folder were last changed, in seconds since 1970; 0 where there is no such place."""
+    # The folder may have been moved there as a whole. Not the time of the content, which a copy may keep.
+    paths = [place, *_weights_in(place)] if place.exists() else []
+    return max((max(path.stat().st_ctime, path.lstat().st_ctime) for path in paths), default=0.0)
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [file for kind in ("*.safetensors", "*model*.bin") for file in folder.glob(kind)]
+
+
 def _has_weights(place: Path) -> bool:
-    return place.is_file() or any(True for kind in ("*.safetensors", "*model*.bin") for _ in place.glob(kind))
+    return place.is_file() or bool(_weights_in(place))
 
 
 def _requests(ids: Ids) -> list[list[int]]:

@@ -6,14 +6,13 @@ changes under an engine, its weights or its adapter, the change by itself is com
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 
+from p3select import machine
 from p3select.errors import InputError
 from p3select.scorers import checkpoints
 from p3select.scorers.transformers import log_probabilities
@@ -115,8 +114,8 @@ def by_transformers(
         need = 4 * checkpoints.empty(config).num_parameters()
     except Exception as error:
         raise InputError(f"model {str(model)!r}: {checkpoints.first_line(error)}{_REMEDY}") from error
-    free = psutil.virtual_memory().available
-    if need > free:
+    free = machine.memory()
+    if free is not None and need > free:
         raise InputError(
             f"model {str(model)!r}: to compare the engine with transformers takes {need / 2**30:.0f} GiB of memory, "
             f"and {free / 2**30:.0f} GiB are free; the option compare=false leaves it out"
@@ -149,8 +148,7 @@ def _forward(network: Any, ids: Ids, scored: Ids) -> Values:
 def _all_cores() -> Iterator[None]:
     """All cores for torch: Ray leaves a worker that has a GPU a single thread, with which this takes minutes."""
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(threads, cores))
+    torch.set_num_threads(machine.threads())
     try:
         yield
     finally:

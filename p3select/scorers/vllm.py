@@ -382,23 +382,25 @@ class VllmScorer:
             bare: The same without the adapter, where there is one.
             again: Whether to leave out the reverse order.
         """
-        few = len(bare)
+        few = len(expected)
         try:
-            values = self._scored(self._path, ids, scored, progress.silent, self._adapter)
-            turned = without = []
+            values = without = self._scored(self._path, ids, scored, progress.silent, self._adapter)
+            turned = []
             if not again:
                 turned = self._scored(self._path, ids[::-1], scored[::-1], progress.silent, self._adapter)[::-1]
-            if few:
+            # In a call of their own, as after the next weights: so weights that stayed give the same bits, and a step
+            # that does not arrive shows however small it is.
+            if few and (bare or not again):
                 without = self._scored(self._path, ids[:few], scored[:few], progress.silent, None)
         except P3Error as error:
             return str(error)
         wrong = trial.apart(values, turned, "those of the rows in reverse order", self._dtype) or trial.apart(
             values, expected, "those of transformers", self._dtype
         )
-        if not wrong and few:
+        if not wrong and bare:
             wrong = self._wrong_change("the adapter", (without, values[:few]), (bare, expected))
         if not wrong and expected:
-            wrong = self._wrong_step(without or values[: len(expected)], bare or expected)
+            wrong = self._wrong_step(without, bare or expected)
         return wrong
 
     def _wrong_step(self, values: Values, expected: Values) -> str:

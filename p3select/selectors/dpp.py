@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from p3select import kernel, neighbors
+from p3select import kernel, machine
 from p3select import limits as bounded
 from p3select.errors import InputError
 from p3select.selectors import embedded
@@ -132,7 +130,8 @@ def dpp(
         never rise, rows to keep apart. The sum of their logarithms is log det L_S (−∞ once rows were filled). Fewer
         than k where limits let no more in.
 
-        Memory is at most that of :func:`needed_bytes`: 0.4 GB for 20,000 rows, k = 1,000, d = 384.
+        Memory is at most that of :func:`needed_bytes`: 0.4 GB for 20,000 rows, k = 1,000, d = 384 on two
+        cores.
 
     Raises:
         InputError: Embeddings or quality that cannot be used (the message names the row), k outside 1…n, a scale
@@ -146,7 +145,7 @@ def dpp(
     x, q, k = embedded("dpp", embeddings, quality, k)
     shape = x.shape
     if method == "auto" and len(shape) == 2:
-        method, _ = choose(*shape, k)
+        method, _ = choose(*shape, k, similarity)
     if method == "dpp-torch":
         from p3select.selectors.dpp_torch import dpp_torch  # it builds on this module
 
@@ -155,8 +154,9 @@ def dpp(
         from p3select.selectors.dpp_local import dpp_local  # it builds on this module
 
         return dpp_local(x, q, k, scale=scale, similarity=similarity, keep=keep, limits=limits, seed=seed, **local)
-    afford("dpp", needed_bytes(q.size, shape[-1], k), k, q.size, "selector dpp-local")
-    with kernel.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
+    most = rank(shape[-1], k, similarity)
+    afford("dpp", needed_bytes(q.size, shape[-1], most), k, q.size, remedy(most, k))
+    with kernel.unthreaded_blas(), ThreadPoolExecutor(machine.threads()) as pool:
         return exact(partial(_greedy, pool), x, q, k, scale, similarity, keep, limits)
 
 
@@ -184,8 +184,9 @@ def exact(
     """What a greedy selects that rules out in float32, by a margin, and decides in float64.
 
     Args:
-        greedy: A function of (embeddings in float32 or float64; the same in float32 of norm 1; q; k; similarity;
-            limits; margin), which gives rows, gains, and 0 or a margin that would have been wide enough.
+        greedy: A function of (embeddings in float32 or float64; the same in float32 of norm 1; q; k, or the rank where
+            that is lower; similarity; limits; margin), which gives rows, gains, and 0 or a margin that would have been
+            wide enough.
         x: (n, d) of norm 1.
         q: (n,).
         k: 1 ≤ k ≤ n.
@@ -201,38 +202,53 @@ def exact(
         x = x.astype(np.float64, copy=False)
     unit = kernel.unit_rows(x, np.float32)
     kind = checked_similarity(x, similarity, scale)
-    priority = bounded.first(q, keep)
+    priority, most = bounded.first(q, keep), rank(x.shape[1], k, similarity)
     margin = MARGIN * (1.0 + 1.0 / kind.h)
     while True:
         left = bounded.checked(limits, q.size, keep, k)
-        rows, gains, wrong = greedy(x, unit, priority, k, kind, left, margin)
+        rows, gains, wrong = greedy(x, unit, priority, most, kind, left, margin)
         if wrong <= 0:
             return completed(rows, gains, q, k, priority, keep, left)
         # A float32 value was off by more than its margin: what it ruled out may have been wrong.
         margin = wrong
 
 
-def choose(n: int, d: int, k: int) -> tuple[str, str]:
+def rank(d: int, k: int, similarity: str) -> int:
+    """How many of k rows can be told apart, at most: those that a greedy has to pick, before the rest is filled in."""
+    return min(k, d) if similarity == "linear" else k
+
+
+def choose(n: int, d: int, k: int, similarity: str = "gaussian") -> tuple[str, str]:
     """What the method ``auto`` takes, and why: ``dpp`` where it fits the memory left and a minute or two.
 
-    ``dpp-torch`` where there is more to do than it takes to start a CUDA device, and the device has room.
+    ``dpp-torch`` where there is more to do than it takes to start a CUDA device, and the device has room. For
+    ``linear`` and k > d never ``dpp-local``, which refuses that.
 
     Args:
         n: Rows.
         d: Dimensions.
         k: Rows to pick.
+        similarity: By name.
 
     Returns:
         (method, reason): ``dpp``, ``dpp-torch`` or ``dpp-local``, and a phrase for people.
     """
-    need, left, work = needed_bytes(n, d, k), _memory(), float(n) * k * (k + 2 * d)
-    if ON_DEVICE[0] < work <= ON_DEVICE[1] and (there := _on_device(n, d, k)):
+    most = rank(d, k, similarity)
+    need, left, work = needed_bytes(n, d, most), machine.memory(), float(n) * most * (most + 2 * d)
+    if ON_DEVICE[0] < work <= ON_DEVICE[1] and (there := _on_device(n, d, most)):
         return "dpp-torch", f"exact takes {there / 1e9:.1f} GB of the CUDA device"
+    if most < k:
+        return "dpp", f"exact takes at most {gigabytes(need)}, as 'linear' tells {d} rows apart"
     if left is not None and need > left:
         return "dpp-local", f"exact would take up to {need / 1e9:.1f} GB, and {left / 1e9:.1f} GB are available"
     if work > AFFORDABLE:
         return "dpp-local", f"exact would take about {work / AFFORDABLE:.1f} times as long as is deemed bearable"
-    return "dpp", f"exact takes at most {need / 1e9:.1f} GB"
+    return "dpp", f"exact takes at most {gigabytes(need)}"
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people, rounded up: 0.1 GB at least."""
+    return f"{-(-count // 10**8) / 10:.1f} GB"
 
 
 class Similarity(NamedTuple):
@@ -296,12 +312,23 @@ class _Room(NamedTuple):
     other: NDArray[Any]  # (REFRESHED · BLOCK,)
 
 
-def _rooms(k: int, dtype: type) -> list[_Room]:
-    """One for each thread."""
+def _rooms(rows: int, k: int, dtype: type) -> list[_Room]:
+    """One for each thread that has work where so many rows are brought up to date."""
+    size = _product_rows(rows)
     return [
-        _Room(reserved(REFRESHED, k, dtype), *(reserved(1, REFRESHED * BLOCK, dtype)[0] for _ in range(2)))
-        for _ in range(neighbors.threads())
+        _Room(reserved(size, k, dtype), *(reserved(1, size * BLOCK, dtype)[0] for _ in range(2)))
+        for _ in range(_products(rows))
     ]
+
+
+def _product_rows(rows: int) -> int:
+    """Rows of one matrix product, where so many are brought up to date."""
+    return min(REFRESHED, max(LEAST_REFRESHED, -(-rows // 8)))
+
+
+def _products(rows: int) -> int:
+    """Matrix products that are done at a time, where at most so many rows are brought up to date."""
+    return min(machine.threads(), -(-rows // _product_rows(rows)))
 
 
 def _level(slots: int, k: int, d: int, dtype: type) -> _Level:
@@ -319,10 +346,17 @@ def reserved(rows: int, columns: int, dtype: type) -> NDArray[Any]:
     """An array of which only the pages written to take memory.
 
     Not ``np.empty``: numpy asks for huge pages, of which a few numbers here and there fill all.
+
+    Raises:
+        InputError: The system does not give it, although there was as much when it was asked beforehand.
     """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     size = rows * columns * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, size, **private), dtype).reshape(rows, columns)
+    try:
+        memory = mmap.mmap(-1, size, **private)
+    except OSError:  # libraries and threads count in the address space that ulimit -v limits, too
+        raise InputError(f"{gigabytes(size)} more memory cannot be had: choose a smaller k or fewer rows") from None
+    return np.frombuffer(memory, dtype).reshape(rows, columns)
 
 
 def _greedy(
@@ -344,7 +378,7 @@ def _greedy(
     filtered = n > UNFILTERED
     coarse = _level(n if filtered else 1, k, d, np.float32)
     fine = _level(_slots(n, d, k), k, d, np.float64)
-    room, room64 = _rooms(k, np.float32), _rooms(k, np.float64)
+    room, room64 = _rooms(n, k, np.float32), _rooms(FINALISTS if filtered else n, k, np.float64)
     unit64 = np.empty((len(fine.seen), d))
     slot, owner = np.full(n, -1), np.full(len(fine.seen), -1)
     cap = np.ones(n)  # what float64 says of the variance
@@ -456,7 +490,7 @@ def _refresh(
     """Compute the columns of some rows up to the pick t, or until a row's variance is below ``enough``."""
     order = np.argsort(level.seen[slots], kind="stable")
     order = order[level.seen[slots[order]] < t]
-    size = min(REFRESHED, max(LEAST_REFRESHED, -(-len(order) // 8)))
+    size = _product_rows(len(order))
 
     def work(first: int) -> None:
         some, known = order[first : first + size], room.pop()
@@ -707,13 +741,15 @@ def needed_bytes(n: int, d: int, k: int) -> int:
     """Memory that the exact greedy takes at most, in bytes, beside the embeddings in float32 or float64.
 
     The embeddings in float32, the columns of every row in float32, of the finalists in float64, the Cholesky factor in
-    both, the rows that a matrix product works on, and some twelve numbers for each row. Of many picks usually less
-    than half of it is used.
+    both, the rows that each core's matrix products work on, and some twelve numbers for each row. Of many picks usually
+    less than half of it is used.
     """
-    rows = n * (4 * d + 4 * k * (n > UNFILTERED) + 100)
+    filtered = n > UNFILTERED
+    rows = n * (4 * d + 4 * k * filtered + 100)
     finalists = _slots(n, d, k) * (8 * (k + d) + 24)
-    products = 12 * REFRESHED * neighbors.threads() * (k + d + 2 * BLOCK)
-    return rows + finalists + products + 12 * k * (k + d) + 12 * (k + BLOCK) * BLOCK
+    products = 4 * filtered * _products(n) * _product_rows(n)
+    products += 8 * _products(few := FINALISTS if filtered else n) * _product_rows(few)
+    return rows + finalists + products * (k + 2 * d + 2 * BLOCK) + 12 * k * (k + d) + 12 * (k + BLOCK) * BLOCK
 
 
 def _on_device(n: int, d: int, k: int) -> int:
@@ -730,53 +766,20 @@ def _on_device(n: int, d: int, k: int) -> int:
     return need if need <= dpp_torch.left_bytes() else 0
 
 
+def remedy(most: int, k: int) -> str:
+    """What to choose where the exact greedy, of which ``most`` of k rows can be told apart, does not fit."""
+    return "selector dpp-local" if most == k else "similarity gaussian"
+
+
 def afford(name: str, need: int, k: int, n: int, remedy: str) -> None:
     """Refuse what would not fit: an allocation that is too large may end the process without a message.
 
     Raises:
         InputError: More bytes are needed than are available.
     """
-    left = _memory()
+    left = machine.memory()
     if left is not None and need > left:
         raise InputError(
             f"{name} of k = {k} from {n} rows needs {need / 1e9:.1f} GB, and {left / 1e9:.1f} GB are available: "
             f"choose {remedy}, a smaller k or fewer rows"
         )
-
-
-def _memory(root: Path = Path("/")) -> int | None:
-    """Bytes that are available to this process (Linux), or in the machine (macOS); None where neither can be asked."""
-    left = _allowed(root)
-    meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        left.append(int(_fields(meminfo)["MemAvailable:"]) * 1024)
-    elif hasattr(os, "sysconf"):
-        left.append(int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")))
-    return max(0, min(left)) if left else None
-
-
-def _allowed(root: Path) -> list[int]:
-    """Bytes left of each limit that control groups (a container's, say) and ``ulimit -v`` set, on Linux."""
-    left = []
-    for group in neighbors.control_groups("memory", root):
-        for limit, used, cache in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
-                # What is kept of files that were read is given up when memory is asked for.
-                files = int(_fields(group / "memory.stat")[cache])
-                left.append(int(most) - int((group / used).read_text()) + files)
-    statm = root / "proc/self/statm"
-    if statm.is_file():
-        import resource  # not on Windows
-
-        space, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if space != resource.RLIM_INFINITY:
-            left.append(space - int(statm.read_text().split()[0]) * resource.getpagesize())
-    return left
-
-
-def _fields(file: Path) -> dict[str, str]:
-    """The first two words of every line."""
-    return dict(line.split()[:2] for line in file.read_text().splitlines())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from p3select import kernel, neighbors
+from p3select import kernel, machine, neighbors
 from p3select import limits as bounded
 from p3select.errors import InputError
 from p3select.selectors import dpp, embedded
@@ -48,10 +48,13 @@ SOLVED_BYTES = 2**27
 """Room for what was solved for rows evaluated lately."""
 
 KNOWN_ROWS = 300
-"""Nearest earlier picks that :func:`accuracy` takes for all of them; up to four times as many picks it solves whole."""
+"""Nearest earlier picks that :func:`accuracy` takes for all of them."""
 
 KNOWN_NEIGHBOURS = 6
-"""How many times the neighbours that a row was conditioned on these are at least."""
+"""How many times the neighbours that a row was conditioned on these are, as far as :data:`WHOLE_ROWS` allow."""
+
+WHOLE_ROWS = 1_200
+"""Picks that :func:`accuracy` solves whole: 35 MB."""
 
 
 class _Rows(NamedTuple):
@@ -146,7 +149,7 @@ def dpp_local(
     inverse = 1.0 / kernel.checked_norms(x)
     kind = dpp.checked_similarity(embeddings, similarity, scale)
     n, d = x.shape
-    if similarity == "linear" and k > d:
+    if dpp.rank(d, k, similarity) < k:
         raise InputError(
             f"dpp-local of k = {k}: similarity 'linear' of {d} dimensions tells {d} rows apart, which is not seen from "
             "the nearest picks: choose similarity gaussian, selector dpp, or a smaller k"
@@ -181,8 +184,11 @@ def parameters(
     """Cells, probes and neighbours: those given, and the rule of :func:`dpp_local` for the others.
 
     Raises:
-        InputError: One that is given is out of its range.
+        InputError: One that is given is no whole number, or out of its range.
     """
+    for name, value in {"cells": cells, "probes": probes, "neighbours": neighbours}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+            raise InputError(f"{name} {value!r}: a whole number from 1")
     few, many = k < 2_500, k >= 50_000
     cells = max(1, min(k // 40, n // 100, 2_048)) if cells is None else cells
     if not 1 <= cells <= n:
@@ -210,9 +216,11 @@ def accuracy(
 ) -> dict[str, float | int | bool]:
     """How much the gains of ``dpp-local`` claim too much, on the data at hand.
 
-    Up to ``4 · KNOWN_ROWS`` picks log det is computed whole, in float64. Above, some picks are drawn, and for each the
+    Up to ``WHOLE_ROWS`` picks log det is computed whole, in float64. Above, some picks are drawn, and for each the
     gain is computed given its ``KNOWN_ROWS`` nearest earlier picks, which is at least its true gain: what is claimed
     too much is at least what is told, and was a third more in a test with rows in clusters.
+
+    Memory: the picks' embeddings, and for each core 24 bytes times the square of the nearest picks that are taken.
 
     Args:
         embeddings: (n, d) of norm 1.
@@ -222,7 +230,7 @@ def accuracy(
         scale: h of the similarity; None for ``linear``.
         similarity: As it was given there.
         neighbours: As they were given there, or None. Of many, ``KNOWN_NEIGHBOURS`` times as many nearest earlier picks
-            are taken in place of ``KNOWN_ROWS``.
+            are taken in place of ``KNOWN_ROWS``, up to ``WHOLE_ROWS``, and at least as many as were given.
         picks: To draw.
         seed: Draws them.
 
@@ -232,17 +240,18 @@ def accuracy(
     """
     kind = dpp.checked_similarity(embeddings, similarity, scale)
     some = np.flatnonzero(gains > 0)
-    unit = kernel.unit_rows(np.asarray(embeddings)[rows[some]])
+    x = np.asarray(embeddings)[rows[some]]
     q = np.asarray(quality, np.float64)[rows[some]]
     claimed = np.log(gains[some])
-    count = max(KNOWN_ROWS, KNOWN_NEIGHBOURS * (neighbours or 0))
-    exact = len(some) <= 4 * count
-    with kernel.unthreaded_blas(), ThreadPoolExecutor(neighbors.threads()) as pool:
+    near = neighbours or 0
+    count = max(KNOWN_ROWS, min(KNOWN_NEIGHBOURS * near, WHOLE_ROWS), near)
+    exact = len(some) <= WHOLE_ROWS
+    with kernel.unthreaded_blas(), ThreadPoolExecutor(machine.threads()) as pool:
         if exact:
-            known = 2.0 * np.log(q) + 2.0 * np.log(_factor(unit, kind).diagonal())
+            known = 2.0 * np.log(q) + 2.0 * np.log(_factor(x, kind).diagonal())
         else:
             drawn = np.sort(np.random.default_rng(seed).choice(len(some), picks, replace=False))
-            given = pool.map(lambda pick: _given(unit[:pick], unit[pick], count, kind), drawn)
+            given = pool.map(lambda pick: _given(x[:pick], x[pick], count, kind), drawn)
             known = 2.0 * np.log(q[drawn]) + np.log(list(given))
             claimed = claimed[drawn]
     return {
@@ -254,7 +263,7 @@ def accuracy(
     }
 
 
-def _given(earlier: NDArray[np.float64], pick: NDArray[np.float64], count: int, kind: Similarity) -> float:
+def _given(earlier: NDArray[Any], pick: NDArray[Any], count: int, kind: Similarity) -> float:
     """The variance of a pick given its nearest earlier ones, at most so many."""
     if len(earlier) > count:
         earlier = earlier[np.argpartition(earlier @ pick, -count)[-count:]]
@@ -262,8 +271,9 @@ def _given(earlier: NDArray[np.float64], pick: NDArray[np.float64], count: int, 
     return float(_factor(np.vstack([earlier, pick]), kind)[-1, -1] ** 2)
 
 
-def _factor(unit: NDArray[np.float64], kind: Similarity) -> NDArray[np.float64]:
+def _factor(x: NDArray[Any], kind: Similarity) -> NDArray[np.float64]:
     """The Cholesky factor of the similarity of some rows."""
+    unit = kernel.unit_rows(x)
     s = dpp.block(unit, unit, kind)
     s[np.diag_indices(len(s))] = 1.0 + dpp.VARIANCE_FLOOR
     return np.linalg.cholesky(s)
@@ -276,11 +286,11 @@ def needed_bytes(n: int, d: int, k: int, cells: int, probes: int, neighbours: in
     """
     triangle = neighbours * (neighbours + 1) // 2
     seats = _seats(_batch(cells, probes), neighbours)
-    training = 4 * neighbors.TRAIN_ROWS * cells * 3 * d
+    training = 4 * min(n, neighbors.TRAIN_ROWS * cells) * 3 * d
     return (
         n * (8 * probes + 8 * neighbours + 128)
         + 4 * k * (d + 8)
-        + 4 * cells * (2 * d + neighbors.BLOCK_ROWS * neighbors.threads())
+        + 4 * cells * (2 * d + min(n, neighbors.BLOCK_ROWS * machine.threads()))
         + max(training, seats * (8 * (triangle + neighbours) + 20))
     )
 
@@ -312,7 +322,7 @@ def _select(rows: _Rows, picks: _Picks, kind: Similarity, limits: Limits) -> int
         *(dpp.reserved(seats, triangle, np.float64), dpp.reserved(seats, m, np.float64)),
     )
     t = 0
-    with ThreadPoolExecutor(neighbors.threads()) as pool:
+    with ThreadPoolExecutor(machine.threads()) as pool:
         while t < k:
             if len(limits.room):
                 rows.bound[~bounded.fitting(limits)] = 0.0

@@ -87,7 +87,7 @@ def dpp_torch(
     """
     x, q, k = embedded("dpp-torch", embeddings, quality, k)
     place = _device(device)
-    _afford(x.shape, k, place)
+    _afford(x.shape, k, place, similarity)
     with _whole_float32():
         return dpp.exact(partial(_greedy, place), x, q, k, scale, similarity, keep, limits)
 
@@ -124,14 +124,15 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _afford(shape: tuple[int, ...], k: int, device: torch.device) -> None:
+def _afford(shape: tuple[int, ...], k: int, device: torch.device, similarity: str) -> None:
     """Refuse what would not fit on the device.
 
     Raises:
         InputError: More bytes are needed than are left there.
     """
     n, d = shape[0], shape[-1]
-    need, remedy = needed_bytes(n, d, k), "selector dpp-local"
+    most = dpp.rank(d, k, similarity)
+    need, remedy = needed_bytes(n, d, most), dpp.remedy(most, k)
     if device.type == "cpu":
         dpp.afford("dpp-torch", need, k, n, remedy)
         return
