@@ -50,10 +50,12 @@ SPEAKERS = {
     "observation": "tool",
 }
 
-_HASHED_ROWS = 65536
-# Rows read, and handed on, at a time, and the bytes of them that are gathered in one pass over the files.
+_HASHED_ROWS = 8192
+# Rows read, and handed on, at a time; rows that are gathered in the first pass over the files, which says how large
+# rows are, and bytes of them in each further one.
 _BATCH_ROWS = 8192
-_PASS_BYTES = 2**26
+_FIRST_ROWS = 256
+_PASS_BYTES = 2**28
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +207,7 @@ def unchanged(paths: Sequence[str], columns: Mapping[str, str], fingerprint: str
 def take(paths: Sequence[str], rows: NDArray[np.int64]) -> pa.RecordBatchReader:
     """Chosen rows with every column of the files, in the order given, some of them at a time.
 
-    The rows are gathered in as many passes over the files as keeps each to about 64 MiB.
+    The rows are gathered in as many passes over the files as keeps each to about 256 MiB.
 
     Args:
         paths: The files, as of a :class:`Dataset`.
@@ -221,7 +223,7 @@ def take(paths: Sequence[str], rows: NDArray[np.int64]) -> pa.RecordBatchReader:
     schema = _schema(files)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        start, step = 0, _BATCH_ROWS
+        start, step = 0, _FIRST_ROWS
         while start < len(rows):
             part = rows[start : start + step]
             order = np.argsort(part, kind="stable")
@@ -232,7 +234,7 @@ def take(paths: Sequence[str], rows: NDArray[np.int64]) -> pa.RecordBatchReader:
             for at in range(0, len(part), _BATCH_ROWS):
                 yield from found.take(pa.array(places[at : at + _BATCH_ROWS])).combine_chunks().to_batches()
             start += len(part)
-            step = max(_BATCH_ROWS, _PASS_BYTES * len(part) // max(1, found.nbytes))
+            step = max(1, _PASS_BYTES * len(part) // max(1, found.nbytes))
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 
