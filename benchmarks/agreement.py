@@ -58,7 +58,14 @@ def main(arguments: list[str]) -> None:
             (chats(rows) if about.get("chat") else rows).write_parquet(data)
         before = machine()
         scored = p3select.score(
-            data, run, options.model, scorer="transformers", actions="token", ifd=True, show_progress=True
+            data,
+            run,
+            options.model,
+            scorer="transformers",
+            actions="token",
+            ifd=True,
+            shard_rows=64,
+            show_progress=True,
         )
         found: dict[str, Any] = {
             "data": f"{about['file']}.parquet",
