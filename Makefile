@@ -42,6 +42,7 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/python docs/make_cli.py --check
 	$(BIN)/python docs/make_trainers.py --check
+	$(BIN)/python docs/make_evidence.py --check
 
 # Two at a time: most tests wait for a model to load, or for one core.
 test: install models vllm
@@ -77,6 +78,7 @@ test-trainers: install models .venv-axolotl/installed .venv-llamafactory/install
 docs: install
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_trainers.py
+	$(BIN)/python docs/make_evidence.py
 
 bench: install models
 	$(BIN)/python -m benchmarks scoring

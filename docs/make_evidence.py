@@ -1,0 +1,135 @@
+"""Put what benchmarks have found (benchmarks/results) into the tables of docs/evidence.md; --check compares them."""
+
+import json
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("evidence.md")
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+SETS = {
+    "math": "MATH, train: 43 of each subject and level",
+    "math-cp": "MATH, Counting & Probability: all",
+    "apps": "APPS-150 (code): introductory, interview, competition",
+    "mnli": "MNLI (inference): texts as they are",
+    "mnli-chat": "MNLI as a chat",
+    "gsm8k": "GSM8K: its level is its number of steps",
+    "dialogue": "GPTeacher roleplay (dialogue): no levels",
+}
+MEASURES = {"p3 by line": "p3", "nll": "nll", "ifd": "ifd", "length": "length"}
+RULES = ("p3 by line", "p3 by sentence", "p3 by token", "p3 by whole")
+
+
+def found() -> dict[str, dict]:
+    """Name of a data set → its result, of those that there are."""
+    files = {name: RESULTS / "agreement" / f"{name}.json" for name in SETS}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+
+
+def agreement() -> str:
+    """Spearman's ρ of each difficulty with the level, and given length."""
+    lines = [["data", "rows", "measure", "ρ with the level", "ρ given length", "τ", "p of no trend"]]
+    for name, one in found().items():
+        part = one["difficulties"]
+        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] == "all"}
+        for place, (measure, title) in enumerate((key, MEASURES[key]) for key in MEASURES if key in all_of):
+            entry = all_of[measure]
+            head = [SETS[name], f"{entry['rows']:,}"] if not place else ["", ""]
+            values = (interval(entry.get(key)) for key in ("spearman", "given_length"))
+            lines.append([*head, title, *values, number(entry["kendall"][0]), f"{part['trend'][measure]:.1g}"])
+    return table(lines)
+
+
+def rules() -> str:
+    """The same of p3 by the rules that cut actions."""
+    lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree"]]
+    for name, one in found().items():
+        part = one["rules"]
+        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] == "all"}
+        names = part["between"]["measures"]
+        same = part["between"]["spearman"][names.index("p3 by line")][names.index("p3 by whole")]
+        values = (interval(all_of[rule]["spearman"]) if rule in all_of else "–" for rule in RULES)
+        lines.append([SETS[name], *values, number(same)])
+    return table(lines)
+
+
+def spread() -> str:
+    """How difficulties are distributed, and how far they agree with each other and with length."""
+    lines = [["data", "p3: 5 %, median, 95 %", "nll", "ρ of p3 with nll", "with ifd", "with length"]]
+    for name, one in found().items():
+        part = one["difficulties"]
+        names = part["between"]["measures"]
+        row = part["between"]["spearman"][names.index("p3 by line")]
+        quantiles = (part["spread"][key]["quantiles"] for key in ("p3 by line", "nll"))
+        shown = (", ".join(number(values[place]) for place in (0, 2, 4)) for values in quantiles)
+        lines.append([SETS[name], *shown, *(number(row[names.index(key)]) for key in ("nll", "ifd", "length"))])
+    return table(lines)
+
+
+def trainings() -> str:
+    """What was learned by each strategy."""
+    parts = []
+    for file in sorted(RESULTS.glob("training-*.json")):
+        one = json.loads(file.read_text(encoding="utf-8"))
+        trained, settings = one["trained"], one["settings"]
+        names = list(trained["before"])
+        first = trained["strategies"][0]["strategy"]
+        heads = (part for name in names for part in (name, f"above {first}"))
+        lines = [["trained by", *heads, "tokens trained", "tokens scored"]]
+        for arm in trained["strategies"]:
+            values = []
+            for name in names:
+                result = arm["results"][name]
+                values += [half(result), "" if arm["strategy"] == first else half(result["difference"])]
+            scored = "?" if arm["tokens_scored"] is None else f"{arm['tokens_scored']:,.0f}"
+            lines.append([arm["strategy"], *values, f"{arm['tokens']:,.0f}", scored])
+        before = [part for name in names for part in (f"{trained['before'][name]:.4f}", "")]
+        lines.append(["*not at all*", *before, "", ""])
+        seeds = ", ".join(map(str, trained["seeds"]))
+        parts.append(
+            f"**{file.stem.removeprefix('training-')}**: {settings['rows']} rows, {settings['epochs']} epochs of "
+            f"{settings['budget']}, seeds {seeds}; mean ± half the 95 % interval over seeds.\n\n{table(lines)}"
+        )
+    return "\n".join(parts) or "None is finished.\n"
+
+
+def table(lines: list[list[str]]) -> str:
+    """Lines of cells as Markdown."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def interval(value: list[float] | None) -> str:
+    """[value, low, high] as text."""
+    return "" if value is None else f"{number(value[0])} [{number(value[1])}, {number(value[2])}]"
+
+
+def half(value: dict) -> str:
+    """A mean over seeds as text."""
+    return f"{value['mean']:.4f}" + ("" if value["half"] is None else f" ± {value['half']:.4f}")
+
+
+def number(value: float) -> str:
+    """Two digits, with a true minus; none where there is no number."""
+    return "–" if value != value else f"{value:.2f}".replace("-", "−")
+
+
+PARTS = {"agreement": agreement, "rules": rules, "spread": spread, "trainings": trainings}
+
+
+def page() -> str:
+    """The page as it should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name}: made by docs/make_evidence.py -->\n", f"<!-- end of {name} -->\n"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            sys.exit(f"docs/evidence.md: no lines {begin.strip()} and {end.strip()}")
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(0 if PAGE.read_text(encoding="utf-8") == page() else "docs/evidence.md is stale: make docs")
+    PAGE.write_text(page(), encoding="utf-8")
