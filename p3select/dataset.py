@@ -350,10 +350,17 @@ def text(column: pa.ChunkedArray) -> NDArray[Any]:
 
     Returns:
         (n,) str: null as "null", a list or an object as JSON; equal values are one object in memory.
+
+    Raises:
+        InputError: Bytes that are no text.
     """
     if pa.types.is_nested(column.type):
         column = pa.chunked_array([[json.dumps(each, ensure_ascii=False, default=str) for each in column.to_pylist()]])
-    encoded = pc.fill_null(column.cast(pa.large_string()), "null").combine_chunks().dictionary_encode()
+    try:
+        values = column.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"a column of type {column.type} that is no text cannot be counted: {error}") from None
+    encoded = pc.fill_null(values, "null").combine_chunks().dictionary_encode()
     found: NDArray[Any] = np.array(encoded.dictionary.to_pylist(), object)[encoded.indices.to_numpy()]
     return found
 

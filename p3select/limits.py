@@ -53,9 +53,8 @@ def at_most(count: int, groups: ArrayLike) -> Limits:
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise InputError(f"at most {count!r} rows of a group: give a whole number from 1")
     values, group = np.unique(np.asarray(groups), return_inverse=True)
-    return Limits(
-        group.astype(np.int32)[None], np.ones((1, len(group)), np.int64), np.full((1, len(values)), count, np.int64)
-    )
+    room = np.full((1, len(values)), min(int(count), len(group)), np.int64)
+    return Limits(group.astype(np.int32)[None], np.ones((1, len(group)), np.int64), room)
 
 
 def shares(parts: Mapping[Any, float], groups: ArrayLike, total: int, costs: ArrayLike | None = None) -> Limits:
@@ -153,7 +152,7 @@ def crossed(limits: Limits, keep: ArrayLike | None, picked: ArrayLike | None) ->
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
     n = limits.group.shape[1]
-    most, wanted = checked(limits, n, keep, n).room
+    most, wanted = np.minimum(checked(limits, n, keep, n).room, n)  # scipy counts in 32 bits
     into, out_of = limits.group.astype(np.int64)
     pairs, pair = np.unique(out_of * len(most) + into, return_inverse=True)
     kept, taken = np.zeros((2, n), np.bool_)

@@ -98,7 +98,10 @@ def loop(
     once = (selecting or {}).get("scores_of")
     if once not in (None, 1):
         raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
+    if once is not None and (scoring or {}).get("refresh") is not None:
+        raise InputError("refresh is for later epochs, and with scores_of 1 the first alone is scored: leave one out")
     scored = range(1, epochs + 1 if once is None else 2)
+    served = (scoring or {}).get("scorer") == "server"
     run = run if isinstance(run, Run) else Run(run)
     dataset = load(data, (scoring or {}).get("columns"))
     run.check(dataset)
@@ -121,7 +124,7 @@ def loop(
         **_asked(scores.score, {**(scoring or {}), "options": options}, FREE_SCORING),
         **_asked(selection.select, listed, FREE_SELECTING),
     }
-    done = []
+    done, first = [], run.path / "loop" / "epoch-001" / "done.json"
     # An adapter is scored on the last whole weights; the first epoch is known by the model, the others by the work
     # before them.
     policy, base, adapter, before = str(model), str(model), None, _place(model)
@@ -150,6 +153,11 @@ def loop(
                 # In the next epoch that is scored the weights would have to be others.
                 given |= {"epoch": epoch, "adapter": adapter, "verified": len(scored) > 1}
                 seconds = _score(dataset, run, base, given, show_progress)
+            elif scores.fingerprint(run, 1) != read_json(first)["scores"]:
+                raise MismatchError(
+                    f"{run.scores(1)}: not the scores that epoch 1 was selected by; give another --run, or "
+                    f"{_again(first)}"
+                )
             chosen = selection.select(run, epoch=epoch, epochs=epochs, budget=budget, seed=seed, **(selecting or {}))
             told = {
                 "epoch": epoch,
@@ -162,8 +170,14 @@ def loop(
             index = fingerprints.of_files(run.index(epoch))
             exporters.export(run, epoch=epoch, to=to, out=places["data"], overwrite=True)
             trained = _train(command, places, show_progress)
-            _adapter(out, base)  # an epoch that left the wrong one is not done
-            write_json(mark, {"made": made, "index": index, "epoch": told, "seconds": trained})
+            # An epoch that left the wrong adapter is not done.
+            if _adapter(out, base) is not None and served and epoch < max(scored):
+                raise InputError(
+                    f"{out}: an adapter, and a server is compared with whole weights: have the command leave merged "
+                    "ones (merge_and_unload), and give the same call again"
+                )
+            known = {} if once is None else {"scores": scores.fingerprint(run, 1)}
+            write_json(mark, {"made": made, "index": index, "epoch": told, "seconds": trained, **known})
         adapter = _adapter(out, base)
         base = str(out) if adapter is None else base
         done.append(

@@ -12,8 +12,8 @@ def memory(root: Path = Path("/")) -> int | None:
     """Bytes that are available to this process (Linux), or in the machine (macOS); None where neither can be asked."""
     left = _allowed(root)
     meminfo = root / "proc/meminfo"
-    if meminfo.is_file():
-        left.append(int(_fields(meminfo)["MemAvailable:"]) * 1024)
+    if meminfo.is_file() and "MemAvailable:" in (fields := _fields(meminfo)):
+        left.append(int(fields["MemAvailable:"]) * 1024)
     elif hasattr(os, "sysconf"):
         left.append(int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")))
     return max(0, min(left)) if left else None
@@ -34,9 +34,10 @@ def _allowed(root: Path) -> list[int]:
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
             if (group / limit).is_file() and (most := (group / limit).read_text().strip()) != "max":
-                # What is kept of files that were read is given up when memory is asked for.
-                files = int(_fields(group / "memory.stat")[kept])
-                left.append(int(most) - int((group / used).read_text()) + files)
+                free = int(most) - int((group / used).read_text())
+                # What is kept of files that were read is given up when memory is asked for. Some sandboxes do not say.
+                stat = group / "memory.stat"
+                left.append(free + int(_fields(stat).get(kept, 0) if stat.is_file() else 0))
     statm = root / "proc/self/statm"
     if statm.is_file():
         import resource  # not on Windows

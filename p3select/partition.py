@@ -2,7 +2,8 @@
 
 RandGreeDi (Barbosa, Ene, Nguyễn & Ward, ICML 2015, arXiv 1502.02606; before it GreeDi, Mirzasoleiman et al., NIPS
 2013). Each part gives its k best, of which the greedy over all of them takes k; the better of that and of the best
-part's own is the result. Parts are done one after the other here, or side by side on Ray, with the same result.
+part's own is the result; with a budget in tokens the former is. Parts are done one after the other here, or side by
+side on Ray, with the same result.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def partitioned(
         white: What the embeddings are whitened by, or None.
         parts: ≥ 2.
         engine: ``local`` or ``ray``.
-        workers: With ``ray``: how many; None for one for each part, as far as there are cores.
+        workers: With ``ray``: how many; None for one, or one for each GPU where the selector has a use for them.
         address: With ``ray``: a cluster's.
         **options: What the selector is called with. ``seed`` deals the rows out, too.
 
@@ -88,6 +89,10 @@ def partitioned(
     own = [(one["places"], one["gains"]) for one in found]
     union = np.unique(np.concatenate([places for places, _ in own]))
     places, gains = selectors.find(selector)(vectors(union), quality[union], min(k, len(union)), **_of(options, union))
+    within: limits.Limits | None = options.get("limits")
+    if within is not None and (within.cost != 1).any():
+        # Sets of as many tokens have different numbers of rows: their determinants tell nothing of each other.
+        return union[places], gains
     return max([(union[places], gains), *own], key=_worth)
 
 

@@ -61,10 +61,14 @@ class Run:
         return self.path / "costs" / f"{step}-{epoch:03d}.json"
 
     def spend(self, step: str, epoch: int, seconds: float) -> None:
-        """Add the seconds of a call that has ended to those of the step."""
+        """Add the seconds of a call that has ended to those of the step; what was done never fails by this."""
         file = self.cost(step, epoch)
-        before = read_json(file)["seconds"] if file.is_file() else 0.0
-        write_json(file, {"seconds": before + seconds})
+        try:
+            before = float(read_json(file)["seconds"])
+        except (InputError, OSError, LookupError, TypeError, ValueError):
+            before = 0.0
+        with suppress(OSError):
+            write_json(file, {"seconds": before + seconds})
 
     def info(self) -> dict[str, Any]:
         """What ``run.json`` says.

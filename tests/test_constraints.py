@@ -157,6 +157,22 @@ def test_a_budget_in_tokens_and_so_many_of_a_value_hold_together(made, parts):
         assert chosen.metadata["shortfall"] == 0
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_part_does_not_win_by_short_rows(made, parts):
+    run, _ = made
+    chosen = select(run, "2ktok", selector="dpp", parts=parts, cost_weight=0.0)
+    dealt = np.random.default_rng(0).permutation(np.arange(ROWS) % parts)
+    assert len(np.unique(dealt[chosen.rows])) == parts
+
+
+@pytest.mark.parametrize("count", [5_000_000_000, 99_999_999_999_999_999_999])
+def test_a_limit_beyond_all_rows_is_none(made, count):
+    run, _ = made
+    share = {"share": "source=math:50%,code:50%"}
+    chosen = select(run, 20, at_most=count, per="prompt", selector="topk", **share)
+    np.testing.assert_array_equal(chosen.rows, select(run, 20, selector="topk", **share).rows)
+
+
 def test_shares_in_tokens_that_no_row_fits_are_refused_with_the_numbers(made):
     run, _ = made
     least = int(tokens(run).min())

@@ -258,3 +258,12 @@ def test_memory_is_stated_and_stays_below_the_embeddings():
 def test_memory_is_within_what_is_stated(n, d, k, options):
     stated = needed_bytes(n, d, k, *parameters(n, k, **options))
     assert peak("dpp_local:dpp_local", n, d, k, scale=1.0, **options) < stated
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e6, 1e7])
+def test_a_scale_at_which_all_rows_are_alike_ends(scale):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(300, 16))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    rows, _ = dpp_local(x.astype(np.float32), rng.random(300), 50, scale=scale)
+    assert len(np.unique(rows)) == 50

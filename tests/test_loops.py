@@ -189,6 +189,16 @@ def test_a_signal_while_the_command_is_started_ends_it_too(ending, code, monkeyp
         signal.signal(ending, before)
 
 
+def test_an_adapter_is_of_no_use_to_a_server(tmp_path, gsm8k, smollm2, command, monkeypatch):
+    monkeypatch.setattr(loops, "_score", lambda *_: 0.0)
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(gsm8k, run, smollm2, **SCORER)
+    monkeypatch.setattr(loops, "_adapter", lambda out, _: out)
+    with pytest.raises(InputError, match="have the command leave merged ones"):
+        call(gsm8k, run, smollm2, f"{command} never", epochs=2, scoring={"scorer": "server"})
+    assert not (run.path / "loop" / "epoch-001" / "done.json").exists()
+
+
 def test_rows_may_be_scored_once(tmp_path, gsm8k, smollm2, command):
     run, once = p3select.Run(tmp_path / "run"), {"selecting": {**SELECTING, "scores_of": 1}}
     # The weights of other epochs need not be told from these.
@@ -197,6 +207,12 @@ def test_rows_may_be_scored_once(tmp_path, gsm8k, smollm2, command):
     assert not run.scores(2).exists()
     assert done[0]["difficulty_all"] == done[1]["difficulty_all"]
     assert done[0]["lam"] < done[1]["lam"]
+    (run.path / "loop" / "epoch-002" / "done.json").unlink()
+    p3select.score(gsm8k, run, smollm2, actions="whole", overwrite=True, **SCORER)
+    with pytest.raises(MismatchError, match="not the scores that epoch 1 was selected by"):
+        call(gsm8k, run, smollm2, f"{command} never", epochs=2, scoring=scoring, **once)
+    with pytest.raises(InputError, match="refresh is for later epochs"):
+        call(gsm8k, run, smollm2, f"{command} never", epochs=2, scoring={**scoring, "refresh": "50%"}, **once)
     with pytest.raises(InputError, match="scores_of 2: the first epoch would have no scores"):
         call(gsm8k, run, smollm2, f"{command} never", selecting={**SELECTING, "scores_of": 2})
 

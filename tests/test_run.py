@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -73,3 +74,14 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, rows):
     assert not left.exists()
     assert sorted(path.name for path in run.scores(1).iterdir()) == sorted(other)
     assert run.info()["dataset"]["rows"] == 2
+
+
+@pytest.mark.parametrize("left", ["{", "{}", '{"seconds": null}', ""])
+def test_what_a_step_took_never_fails_it(tmp_path, left):
+    run = p3select.Run(tmp_path)
+    run.spend("score", 1, 2.0)
+    run.spend("score", 1, 3.0)
+    assert json.loads(run.cost("score", 1).read_text()) == {"seconds": 5.0}
+    run.cost("score", 1).write_text(left)
+    run.spend("score", 1, 4.0)
+    assert json.loads(run.cost("score", 1).read_text()) == {"seconds": 4.0}

@@ -307,8 +307,8 @@ def test_weights_that_were_replaced_after_the_server_had_started_are_not_verifie
     assert replaced.provenance["verified"] is False
     assert len(replaced.notes) == 1
     assert (
-        f"was not verified, as {place} was changed after it had started (restart it), and weights a"
-        in replaced.notes[0]
+        f"was not verified, as {place / 'model.safetensors' if how == 'written' else place} was changed after it had "
+        "started (restart it), and weights a" in replaced.notes[0]
     )
 
 

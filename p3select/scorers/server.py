@@ -318,6 +318,7 @@ class _Client:
         what: str = "",
         *,
         beside: bool = False,
+        once: bool = False,
         parse: Callable[[bytes], Any] = json.loads,
     ) -> tuple[int, Any]:
         """The status and the JSON of an answer; of another status than 200 what the server says about it.
@@ -327,11 +328,13 @@ class _Client:
             body: JSON to post; None to get.
             what: For an error's message, what the answer was to be about.
             beside: See ``path``.
+            once: Do not ask again.
             parse: What reads an answer that is no JSON.
         """
-        full = (self._path.removesuffix("/v1") if beside else self._path) + path
+        full, url = (root.removesuffix("/v1") + path if beside else root + path for root in (self._path, self.url))
         data = None if body is None else json.dumps(body).encode()
-        for attempt in range(self._retries + 1):
+        attempts = 1 if once else self._retries + 1
+        for attempt in range(attempts):
             told = 0.0
             try:
                 status, wait, content = self._once(full, data)
@@ -348,12 +351,12 @@ class _Client:
             if told > self._timeout:
                 why += f" (and to come again in {told:.0f} s)"
                 break
-            if attempt < self._retries:
+            if attempt + 1 < attempts:
                 wait_for = _JITTER.uniform(0.5, 1) * min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
                 self._stopped.wait(max(told, wait_for))
         about = f" ({what})" if what else ""
         raise P3Error(
-            f"{self.url}{path}{about}: given up at attempt {attempt + 1} of {self._retries + 1}: {why}; "
+            f"{url}{about}: given up at attempt {attempt + 1} of {attempts}: {why}; "
             "what is finished stays: see to the server and make the same call again"
         )
 
@@ -494,7 +497,10 @@ def _version(client: _Client) -> str:
 
 def _started(client: _Client) -> float | None:
     """When the server's process started, in seconds since 1970; None where it does not say."""
-    status, text = client.ask("/metrics", beside=True, parse=bytes.decode)
+    try:
+        status, text = client.ask("/metrics", beside=True, once=True, parse=lambda content: content.decode("latin-1"))
+    except P3Error:  # a gateway that does not pass it on
+        return None
     told = re.search(r"^process_start_time_seconds(?:{.*})? (\S+)$", text, re.MULTILINE)
     return float(told[1]) if status == 200 and told else None
 
@@ -595,8 +601,8 @@ def _unsure(model: str, root: str, dtype: str | None, client: _Client) -> str:
     here = Path(model) if _same(model, root) else _served(root)
     if here is None:
         why = f"it names them {root!r}"
-    elif (started := _started(client)) is not None and _changed(here) > started + _READS:
-        why = f"{root} was changed after it had started (restart it)"
+    elif (started := _started(client)) is not None and (place := _changed(here, started + _READS)) is not None:
+        why = f"{place} was changed after it had started (restart it)"
     else:
         return ""
     return (
@@ -605,11 +611,18 @@ def _unsure(model: str, root: str, dtype: str | None, client: _Client) -> str:
     )
 
 
-def _changed(place: Path) -> float:
-    """When weights or their folder were last changed, in seconds since 1970; 0 where there is no such place."""
-    # The folder may have been moved there as a whole. Not the time of the content, which a copy may keep.
-    paths = [place, *_weights_in(place)] if place.exists() else []
-    return max((max(path.stat().st_ctime, path.lstat().st_ctime) for path in paths), default=0.0)
+def _changed(place: Path, since: float) -> Path | None:
+    """What of weights, their folder or a link to them was changed since then, in seconds since 1970."""
+    if not place.exists():
+        return None
+    # Not the time of the content, which a copy may keep.
+    for path in _weights_in(place) if place.is_dir() else [place]:
+        if max(path.stat().st_ctime, path.lstat().st_ctime) > since:
+            return path
+    # The folder may have been moved there as a whole; files that come or go change its other time, too.
+    about = place.stat()
+    moved = about.st_ctime > since >= about.st_mtime or (place.is_symlink() and place.lstat().st_ctime > since)
+    return place if moved else None
 
 
 def _weights_in(folder: Path) -> list[Path]:

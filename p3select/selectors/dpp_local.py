@@ -558,7 +558,8 @@ def _evaluate(
         variance = rows.bound[row] / rows.squared[row]
         enough = DEPTH * rest / rows.squared[row]
         # The cosine of a single pick that rules the row out.
-        alone = _cosine(math.sqrt(1.0 - enough), kind) if enough < 1.0 else -1.0
+        # At a large scale, the least similarity that counts is below that of any two rows.
+        alone = max(_cosine(math.sqrt(1.0 - enough), kind), -1.0) if enough < 1.0 else -1.0
         total = 0
         if solved.known[seat] == 0:
             for end in range(1, rows.held[row]):

@@ -273,7 +273,9 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         # DeepSpeed has files of its own, and says what is missing.
         if checkpoint is not None and not self.trainer.is_deepspeed_enabled:
             names = os.listdir(checkpoint)
-            if "scheduler.pt" not in names or not any("optimizer" in name for name in names):
+            if "scheduler.pt" not in names or not any(
+                "optimizer" in name and not name.endswith(".json") for name in names
+            ):
                 raise MismatchError(
                     f"{checkpoint}: the checkpoint has no optimizer or schedule, and both would begin anew: resume "
                     "from one that was saved with save_only_model=False, or begin a new training"
