@@ -92,6 +92,9 @@ SCORING = _together(
     click.option(
         "--ifd", is_flag=True, help="Score targets a second time, without their prompts: for --difficulty ifd."
     ),
+    click.option(
+        "--el2n", is_flag=True, help="Take the errors of all tokens' probabilities, too: for --difficulty el2n."
+    ),
 )
 SELECTING = _together(
     click.option(
@@ -110,7 +113,7 @@ SELECTING = _together(
         "--difficulty",
         default="p3",
         show_default=True,
-        help="p3 (the paper's), nll (nats per token) or ifd (after score --ifd).",
+        help="p3 (the paper's), nll (nats per token), ifd (after score --ifd) or el2n (after score --el2n).",
     ),
     click.option(
         "--quality",
@@ -338,7 +341,7 @@ def export(as_json: bool, **options: Any) -> None:
 )
 @EPOCH
 @click.option("--by", metavar="COLUMN", help="Look at each value of a column by itself, too.")
-@click.option("--difficulty", default="p3", show_default=True, metavar="LIST", help="Some of p3,nll,ifd.")
+@click.option("--difficulty", default="p3", show_default=True, metavar="LIST", help="Some of p3,nll,ifd,el2n.")
 @click.option(
     "--actions",
     default="",
@@ -379,8 +382,8 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
     "--strategies",
     metavar="LIST",
     help="Some of p3, pace-only, dpp-only, reversed, static, uniform, longest, nll-high, nll-middle, nll-low, ifd, "
-    "kcenter, facility, d2, deita, rds, full; with options of select as in p3,p3+pace=constant:80. [default: all for "
-    "which there is what they need]",
+    "el2n, kcenter, facility, d2, deita, rds, full; with options of select as in p3,p3+pace=constant:80. [default: all "
+    "for which there is what they need]",
 )
 @click.option("--columns", default="", metavar="LIST", help="Columns whose values are counted, such as source,level.")
 @click.option("--queries", metavar="Q", help="For rds: a run folder with embeddings, or COLUMN=VALUE.")
@@ -471,7 +474,7 @@ def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
         --train 'python train.py --model {model} --data {data} --out {out}'
     """
     _scorer(options)
-    names = ("scorer", "options", "actions", "max_length", "truncate", "ifd", "refresh")
+    names = ("scorer", "options", "actions", "max_length", "truncate", "ifd", "el2n", "refresh")
     scoring = {name: options.pop(name) for name in names}
     scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
     named = ("data", "run", "model", "epochs", "budget", "train", "to", "encoder", "seed")

@@ -68,6 +68,7 @@ STRATEGIES: Strategies = {
     "nll-middle": EVERY | {"selector": "middle", "difficulty": "nll"},
     "nll-low": EVERY | {"selector": "topk", "difficulty": "nll", "quality": "easier"},
     "ifd": EVERY | {"selector": "ifd", "difficulty": "ifd"},
+    "el2n": EVERY | {"selector": "topk", "difficulty": "el2n"},
     "kcenter": EVERY | {"selector": "kcenter", "quality": "none"},
     "facility": EVERY | {"selector": "facility", "quality": "none"},
     "d2": EVERY | {"selector": "d2"},
@@ -153,7 +154,8 @@ def compare(
         model: The policy that enters the first epoch; None for the one that ``run`` was scored under.
         to: The exporter for ``train``.
         scoring: Arguments of :func:`p3select.score` for the trainings, such as scorer and options; the rules of the
-            scores in ``run`` (actions, max_length, truncate, ifd) hold in any case.
+            scores in ``run`` (actions, max_length, truncate, ifd, el2n) hold in any
+            case.
         discard: Remove the weights of a training, which are those of every epoch, once they are evaluated.
         show_progress: Print what is going on, on stderr.
 
@@ -326,10 +328,11 @@ def _lack(known: _Known, arguments: Mapping[str, Any], budget: int | str, querie
     once = arguments.get("scores_of")
     if once is not None and not _scored(known.run, once):
         return f"epoch {once} is not scored"
-    if arguments.get("difficulty") == "ifd" and not all(
-        scores.settings(known.run, epoch).get("ifd") for epoch in ([once] if once else known.epochs)
+    asked = arguments.get("difficulty")
+    if asked in ("ifd", "el2n") and not all(
+        scores.settings(known.run, epoch).get(asked) for epoch in ([once] if once else known.epochs)
     ):
-        return "the rows were scored without --ifd: score them again with it"
+        return f"the rows were scored without --{asked}: score them again with it"
     if selector == "rds" and queries is None:
         return "it needs a query set: give --queries, another run folder or COLUMN=VALUE"
     if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str):
@@ -649,7 +652,7 @@ def _scoring(known: _Known) -> dict[str, Any]:
     return {
         **tokenised.rules(settings),
         "shard_rows": settings["shard_rows"],
-        "ifd": bool(settings.get("ifd")),
+        **{name: bool(settings.get(name)) for name in ("ifd", "el2n")},
         "limit": None if rows == len(known.dataset) else rows,
         "reuse": known.run,
     }

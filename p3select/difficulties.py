@@ -9,6 +9,10 @@ A completion is cut into N actions; action i has |a_i| tokens whose log-probabil
   arXiv 2308.12032): ``exp(nll − nll_alone)``, where nll_alone is that of the same tokens without the prompt; from 0.
   Above 1 the prompt makes the target less likely than it is by itself.
 
+- ``el2n`` (Paul, Ganguli & Dziugaite 2021, arXiv 2107.07075): the mean over the tokens of ‖p − onehot(token)‖, the L2
+  norm over the vocabulary of the error of the probabilities p there; from 0 to √2. Log-probabilities of the tokens
+  alone do not give it: it is measured, and stored as it is, where rows are scored with ``el2n``.
+
 All grow with difficulty: a row that the policy finds certain has difficulty 0 (``ifd``: next to 0).
 """
 
@@ -60,6 +64,8 @@ def difficulty(
             no difficulty), with a token count below 1, or with a log-probability that is not finite, is
             positive beyond rounding, or comes in half precision. The message names the row.
     """
+    if kind == "el2n":
+        raise InputError("difficulty 'el2n' is not made of log-probabilities: select from scores of 'score --el2n'")
     if kind not in KINDS:
         raise InputError(f"unknown difficulty {kind!r}: choose one of {', '.join(KINDS)}")
     if (kind == "ifd") is (nll_alone is None):

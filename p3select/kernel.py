@@ -69,7 +69,7 @@ def quality(
 
     Difficulty is first brought to u in [0, 1]: u = difficulty for ``p3``, u = 1 − exp(−difficulty) for ``nll``
     (the same quantity, 1 minus a geometric mean probability, with the row as a single action),
-    u = difficulty / (1 + difficulty) for ``ifd``. Then
+    u = difficulty / (1 + difficulty) for ``ifd``, u = difficulty / √2 for ``el2n``. Then
 
     - ``harder`` (the paper's): q = u^weight;
     - ``easier``: q = (1 − u)^weight;
@@ -79,7 +79,7 @@ def quality(
         difficulty: (n,) as :func:`p3select.difficulty` gives it.
         direction: ``harder``, ``easier`` or ``none``.
         weight: ≥ 0. The larger, the more quality counts against diversity; 0 leaves diversity alone.
-        kind: Of difficulty, ``p3``, ``nll`` or ``ifd``.
+        kind: Of difficulty, ``p3``, ``nll``, ``ifd`` or ``el2n``.
 
     Returns:
         (n,) float64 in [0, 1].
@@ -91,9 +91,9 @@ def quality(
     u = np.asarray(difficulty, dtype=np.float64)
     if u.ndim != 1:
         raise InputError(f"difficulty must be 1-D, got shape {u.shape}")
-    if kind not in ("p3", "nll", "ifd"):
-        raise InputError(f"no quality is defined for difficulty {kind!r}: choose p3, nll or ifd")
-    top = 1.0 if kind == "p3" else np.finfo(np.float64).max
+    if kind not in ("p3", "nll", "ifd", "el2n"):
+        raise InputError(f"no quality is defined for difficulty {kind!r}: choose p3, nll, ifd or el2n")
+    top = {"p3": 1.0, "el2n": math.sqrt(2.0)}.get(kind, np.finfo(np.float64).max)
     bad = np.flatnonzero(~((u >= 0) & (u <= top)))
     if bad.size:
         raise InputError(f"row {bad[0]} has difficulty {u[bad[0]]}, which {kind} cannot be")
@@ -101,6 +101,8 @@ def quality(
         raise InputError(f"quality weight {weight} must be ≥ 0 and finite")
     if kind == "ifd":
         u = u / (1.0 + u)
+    if kind == "el2n":
+        u = u / top
     match direction:
         case "harder":
             return _power(-np.expm1(-u) if kind == "nll" else u, weight)

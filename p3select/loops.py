@@ -100,6 +100,9 @@ def loop(
         raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
     if once is not None and (scoring or {}).get("refresh") is not None:
         raise InputError("refresh is for later epochs, and with scores_of 1 the first alone is scored: leave one out")
+    other = [name for name in ("ifd", "el2n") if (scoring or {}).get(name)]
+    if (scoring or {}).get("refresh") is not None and other:
+        raise InputError(f"refresh predicts the difficulty p3 alone: leave {other[0]} out, or score all rows")
     scored = range(1, epochs + 1 if once is None else 2)
     served = (scoring or {}).get("scorer") == "server"
     run = run if isinstance(run, Run) else Run(run)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from p3select import actions as action_rules
 from p3select import (
@@ -20,41 +17,32 @@ from p3select import (
     fingerprints,
     progress,
     refreshing,
+    rescoring,
     scorers,
+    scoring,
     shards,
     tokenised,
     tokens,
 )
-from p3select.dataset import Dataset, Slice, load
-from p3select.difficulties import difficulty
-from p3select.errors import EngineError, InputError, MismatchError, RowError
-from p3select.run import Run, read_json, write_json
+from p3select.dataset import Dataset, load
+from p3select.errors import InputError
+from p3select.rescoring import Rescoring
+from p3select.reuse import Known, There
+from p3select.run import Run
 from p3select.tokenised import SCORED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    import pyarrow as pa
 
-    from p3select.shards import Shard
     from p3select.tokens import TokenRow
 
 # Rows in a shard: what a kill can lose, and the window in which batches are sorted by length.
 SHARD_ROWS = 512
-# What may differ between two scorings of which one takes over rows of the other: a row's hash covers its tokens.
-_ELSEWHERE = (
-    *("dataset", "max_length", "truncate", "actions", "shard_rows", "ifd"),
-    *("refresh", "refresh_seed", "refresh_past"),
-)
 
-PREDICTED = "predicted"
-"""The status of rows that were not scored, and have a difficulty that was predicted from others and from before."""
-
-# Where the rows that a partial re-scoring measures go until it is done, and what they are.
-_STAGES = {"drawn": "drawn to learn from", "near": "near the threshold"}
-
-# With --ifd, of the second pass.
-_SECOND = {"alone_logprob": pa.float64(), "alone_tokens": pa.int32()}
+PREDICTED = rescoring.PREDICTED
+"""The status of rows whose difficulty is predicted: see :mod:`p3select.rescoring`."""
 
 
 def score(
@@ -70,6 +58,7 @@ def score(
     max_length: int | None = None,
     truncate: str = "keep-start",
     ifd: bool = False,
+    el2n: bool = False,
     refresh: float | str | None = None,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
@@ -91,7 +80,7 @@ def score(
 
     A row that was scored before with the same tokens under the same weights, in another epoch of the run folder or in
     ``reuse``, or here with a smaller ``limit``, is not scored again: its values are taken over. With ``ifd``, of a row
-    that was scored without it only the second pass is made.
+    that was scored without it only the second pass is made; with ``el2n`` it is scored again.
 
     Args:
         data: Parquet or JSON Lines; see :func:`p3select.dataset.load`.
@@ -108,6 +97,8 @@ def score(
         max_length: Tokens of a row that are kept; None for the model's own limit.
         truncate: What becomes of a longer row: ``keep-start``, ``skip`` or ``error``.
         ifd: Score each row's target a second time, without what comes before it, for the difficulty ``ifd``.
+        el2n: Also take, in the same pass, how far all tokens' probabilities are from the target's tokens, for the
+            difficulty ``el2n``. Of the scorers that come with p3select ``transformers`` alone can; ``auto`` takes it.
         refresh: From epoch 2: score rows with so much of all tokens alone (``"25%"`` or 0.25), and predict the
             difficulty of the others from them and from earlier epochs; see :mod:`p3select.refreshing`. Such rows have
             the status ``predicted``.
@@ -143,19 +134,19 @@ def score(
     rows = _limited(limit, len(dataset))
     parts = shards.ranges(rows, shard_rows)
     folder = run.scores(epoch)
-    arguments |= {"ifd": ifd, "shard_rows": shard_rows}
+    arguments |= {"ifd": ifd, "el2n": el2n, "shard_rows": shard_rows}
     about = {name: str(value) for name, value in {"model": model, "adapter": adapter}.items() if value is not None}
     # Again what can be refused before a model is loaded.
     run.check(dataset)
     if reuse is not None:
         reuse = reuse if isinstance(reuse, Run) else Run(reuse)
         reuse.info()
-    past = None if refresh is None else _Past(run, epoch, rows, refresh, seed, ifd)
+    also = {"ifd": ifd or None, "el2n": el2n or None}
+    past = None if refresh is None else _rescoring(run, epoch, rows, refresh, seed, also)
     chosen = dict.fromkeys(("refresh", "refresh_seed", "refresh_past")) if past is None else past.settings
     if not overwrite:
         asked = {"dataset": dataset.fingerprint, "actions": actions, "truncate": truncate, "shard_rows": shard_rows}
-        asked["ifd"] = ifd or None
-        shards.check(folder, asked | chosen, rows, about)
+        shards.check(folder, asked | also | chosen, rows, about)
     if engine == "ray" and gpus is None:
         gpus = _parallel(options)
     if engine != "local" and not isinstance(scorer, str):
@@ -164,7 +155,7 @@ def score(
         # Workers have another working directory.
         run, folder = run.absolute(), run.absolute().scores(epoch)
         arguments |= {name: distributed.everywhere(arguments[name]) for name in ("model", "adapter")}
-    crew = distributed.crew(engine, Worker, arguments, workers=workers, address=address, gpus=gpus)
+    crew = distributed.crew(engine, scoring.Worker, arguments, workers=workers, address=address, gpus=gpus)
     try:
         settings = crew.ask("settings")
         if settings.get("verified") is False:
@@ -177,12 +168,12 @@ def score(
             claim()
         there = tokenised.folder(run, settings, rows)
         new = shards.missing(there, parts)
-        with progress.track("tokenising", rows, done=rows - _rows(new), show=show_progress) as advance:
+        with progress.track("tokenising", rows, done=rows - scoring.rows_of(new), show=show_progress) as advance:
             given = ((there, part, dataset.source(*part, here=engine == "local")) for part in new)
             crew.each("tokenise", given, advance)
-        known = _Known(run, settings, reuse, folder)
-        work = _Work(crew, folder, there, parts, known, settings, show_progress)
-        counted = _all(work, ifd) if past is None else past.score(work, claim)
+        known = Known(run, settings, reuse, folder)
+        work = scoring.Work(crew, folder, there, parts, known, settings, show_progress)
+        counted = scoring.everything(work, ifd) if past is None else past.score(work, claim)
         # Workers may have different ones: of the rows that they met, or with measured numbers.
         notes = list(dict.fromkeys([*counted.pop("notes", ()), *known.notes, *itertools.chain(*crew.told("notes"))]))
     finally:
@@ -195,38 +186,11 @@ def score(
         )
     if summary["difficulty"] is None:
         notes.append("no row could be scored: see the column status for the reasons")
-    summary |= {"scorer": _described(settings), **counted, "scores": str(folder)}
+    summary |= {"scorer": scoring.described(settings), **counted, "scores": str(folder)}
     seconds = time.monotonic() - start
     if summary["reused"] < rows - summary["status"].get(PREDICTED, 0):
         run.spend("score", epoch, seconds)
     return {**summary, "seconds": seconds, "notes": notes}
-
-
-class _Work(NamedTuple):
-    """What scoring goes by once rows are tokenised."""
-
-    crew: distributed.Crew
-    folder: Path
-    there: Path
-    parts: list[Shard]
-    known: _Known
-    settings: Mapping[str, Any]
-    show: bool
-
-
-def _all(work: _Work, ifd: bool) -> dict[str, Any]:
-    """Score all rows; how many did not have to be."""
-    crew, folder, there, parts, known, settings, show = work
-    rows, absent = _rows(parts), shards.missing(folder, parts)
-    items = [(folder, there, part, known.of(there, part), None) for part in absent]
-    reused = rows - _rows(absent) + sum(len(_whole(table, ifd)) for *_, table, _ in items)
-    halves = sum(0 if table is None else table.num_rows - len(_whole(table, ifd)) for *_, table, _ in items)
-    if show and absent:
-        plan = _plan(items, crew.ask("before") if ifd else None)
-        _announce(plan, settings, _taken(rows, reused, halves))
-    with progress.track("scoring", rows, done=reused, show=show) as advance:
-        crew.each("score", items, advance)
-    return {"reused": reused, "reused_first_pass": halves}
 
 
 def estimate(
@@ -240,6 +204,7 @@ def estimate(
     max_length: int | None = None,
     truncate: str = "keep-start",
     ifd: bool = False,
+    el2n: bool = False,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
     run: Run | str | Path | None = None,
@@ -262,6 +227,7 @@ def estimate(
         max_length: See :func:`score`.
         truncate: See :func:`score`.
         ifd: See :func:`score`.
+        el2n: See :func:`score`.
         limit: See :func:`score`.
         columns: See :func:`score`.
         run: The run folder, whose rows that are scored already are not counted; None for none.
@@ -280,8 +246,8 @@ def estimate(
     """
     dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     rows = _limited(limit, len(dataset))
-    worker = Worker(**arguments, ifd=ifd, shard_rows=shard_rows)
-    there = None if run is None else _There(dataset, run, epoch, reuse, worker.settings, rows, overwrite)
+    worker = scoring.Worker(**arguments, ifd=ifd, el2n=el2n, shard_rows=shard_rows)
+    there = None if run is None else There(dataset, run, epoch, reuse, worker.settings, rows, overwrite)
     chosen = np.sort(np.random.default_rng(seed).choice(rows, min(sample, rows), replace=False))
     status: dict[str, int] = {}
     picked: list[TokenRow] = []
@@ -312,7 +278,7 @@ def estimate(
         "tokens": total,
         "scored_tokens": scored,
         "reused": reused,
-        "scorer": _described(worker.settings),
+        "scorer": scoring.described(worker.settings),
         "sample_rows": len(picked),
         "tokens_per_second": rate,
         "seconds": total / rate,
@@ -364,429 +330,33 @@ def policy(run: Run, epoch: int) -> str | None:
     return name
 
 
-class Worker:
-    """Tokenises and scores shards, each into its file.
-
-    Attributes:
-        settings: What the scores depend on.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        messages: bool,
-        scorer: str | scorers.Scorer,
-        model: str | Path | None,
-        adapter: str | Path | None,
-        options: Mapping[str, Any] | None,
-        actions: str,
-        max_length: int | None,
-        truncate: str,
-        ifd: bool,
-        shard_rows: int,
-    ) -> None:
-        from p3select import __version__
-
-        self._made = isinstance(scorer, str)
-        if isinstance(scorer, str):
-            assert model is not None  # _prepare has seen to it
-            scorer = scorers.make(scorer, model, adapter=adapter, options=options, max_length=max_length)
-        self._scorer, self._ifd = scorer, ifd
-        self.settings: dict[str, Any] = {
-            "dataset": dataset,
-            **scorer.provenance,
-            **tokens.fingerprint(scorer.tokenizer, messages=messages),
-            "actions": actions,
-            "max_length": _length(max_length, scorer),
-            "truncate": truncate,
-            "difficulty": "p3",
-            "shard_rows": shard_rows,
-            "p3select": __version__,
-        }
-        if ifd:
-            self.settings["ifd"] = True
-
-    def close(self) -> None:
-        """Let a scorer go that was made here."""
-        if self._made and hasattr(self._scorer, "close"):
-            self._scorer.close()
-
-    @property
-    def notes(self) -> list[str]:
-        """What there is to know of the scorer."""
-        return list(getattr(self._scorer, "notes", []))
-
-    @property
-    def before(self) -> int:
-        """Tokens that the tokenizer puts before any text, 0 or 1."""
-        return len(self._before())
-
-    def encode(self, rows: Dataset, first: int) -> list[TokenRow]:
-        """Token rows of a part of the dataset that begins with a row."""
-        return tokens.encode(rows.rows(), self._scorer.tokenizer, first_row=first, **tokenised.rules(self.settings))
-
-    def tokenise(
-        self, folder: Path, shard: Shard, source: Dataset | Slice, advance: Callable[[int, int], None]
-    ) -> None:
-        """Write a shard of tokens."""
-        rows = source.read() if isinstance(source, Slice) else source
-        tokenised.write(folder, shard, self.encode(rows, shard.first), rows.ids)
-        advance(shard.rows, 0)
-
-    def score(
-        self,
-        folder: Path,
-        there: Path,
-        shard: Shard,
-        known: pa.Table | None,
-        wanted: NDArray[np.bool_] | None,
-        advance: Callable[[int, int], None],
-    ) -> None:
-        """Write a shard of scores.
-
-        Args:
-            folder: Where the scores go.
-            there: Where the tokens are.
-            shard: Which rows.
-            known: Rows that need not be scored: see :class:`_Known`.
-            wanted: Which of the shard's rows to score; None for all. The others have no values.
-            advance: For progress over the rows that are wanted.
-        """
-        encoded, about = tokenised.read(there, shard)
-        values = {} if known is None else {row.pop("at"): row for row in known.to_pylist()}
-        half = sorted(set(values) - set(_whole(known, self._ifd)))
-        chosen = [number for number, row in enumerate(encoded) if row.status in SCORED and number not in values]
-        if wanted is None:
-            advance(sum(row.status not in SCORED for row in encoded), 0)
-        else:
-            chosen = [number for number in chosen if wanted[number]]
-        try:
-            scored, alone = self.log_probabilities(
-                [encoded[number] for number in chosen], advance, [encoded[number] for number in half]
-            )
-        except RowError as error:
-            raise InputError(
-                f"row {shard.first + [*chosen, *half][error.row]} of the dataset: {error.reason}"
-            ) from error
-        except EngineError as error:
-            raise EngineError(f"rows {shard.first} to {shard.stop - 1} of the dataset: {error}") from error
-        except InputError as error:
-            skipped = (
-                f", without {len(encoded) - len(chosen)} that are not scored now" if len(chosen) < len(encoded) else ""
-            )
-            raise InputError(f"rows {shard.first} to {shard.stop - 1} of the dataset{skipped}: {error}") from error
-        values |= {number: _sums(encoded[number], single) for number, single in zip(chosen, scored, strict=True)}
-        for number, single in zip([*chosen, *half], alone, strict=True) if self._ifd else ():
-            values[number] |= {"alone_logprob": float(single.astype(np.float64).sum()), "alone_tokens": len(single)}
-        shards.write(folder, shard, _table(shard, encoded, about, values, self._ifd))
-
-    def log_probabilities(
-        self, rows: list[TokenRow], advance: Callable[[int, int], None], half: Sequence[TokenRow] = ()
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        """Of each row's scored tokens (m,); and with ``ifd`` of the same tokens without what comes before them.
-
-        Args:
-            rows: Rows to score.
-            advance: For progress.
-            half: Rows of which only the second is wanted.
-
-        Returns:
-            One array for each of ``rows``; and, with ``ifd``, one for each of ``rows`` and ``half``.
-        """
-        ids, positions = [row.ids for row in rows], [row.scored for row in rows]
-        alone = self._alone([*rows, *half]) if self._ifd else []
-        kept = [number for number, row in enumerate(alone) if len(row) > 1]
-        # In one call, so that short rows fill the batches of long ones.
-        try:
-            values = self._scorer.score(
-                ids + [alone[number] for number in kept],
-                positions + [np.arange(1, len(alone[number]), dtype=np.int32) for number in kept],
-                advance if not kept else _counted(advance, len(rows) + len(half), len(rows) + len(kept)),
-            )
-        except RowError as error:
-            if error.row < len(rows):
-                raise
-            raise RowError(kept[error.row - len(rows)], f"without its prompt: {error.reason}") from error
-        second = dict(zip(kept, values[len(rows) :], strict=True))
-        return values[: len(rows)], [second.get(i, np.empty(0, np.float32)) for i in range(len(alone))]
-
-    def _alone(self, rows: list[TokenRow]) -> list[NDArray[np.int32]]:
-        """The scored tokens by themselves, after what the tokenizer puts before any text."""
-        before = np.array(self._before(), np.int32)
-        return [np.concatenate([before, row.ids[row.scored]]) for row in rows]
-
-    def _before(self) -> list[int]:
-        first: list[int] = self._scorer.tokenizer("")["input_ids"][:1]
-        return first
-
-
-class _Past:
-    """What a partial re-scoring goes by, and the work itself: :mod:`p3select.refreshing` on the run folder.
-
-    Attributes:
-        settings: What its choices depend on.
-    """
-
-    def __init__(self, run: Run, epoch: int, rows: int, refresh: float | str, seed: int, ifd: bool) -> None:
-        share = refreshing.fraction(refresh)
-        if ifd:
-            raise InputError("refresh predicts the difficulty p3 alone: leave ifd out, or score all rows")
-        if epoch < 2:
-            raise InputError("refresh: epoch 1 has none before it to predict from; score all of its rows")
-        used = [epoch - 1, *([epoch - 2] if shards.manifest(run.scores(epoch - 2)) else [])] if epoch > 2 else [1]
-        self._hash = read(run, epoch - 1, ["hash"]).column("hash")
-        if len(self._hash) < rows:
-            raise InputError(
-                f"refresh: epoch {epoch - 1} has scores of {len(self._hash)} of the {rows} rows; give a limit of as "
-                "many, or score it to its end"
-            )
-        tables = []
-        for earlier in used:
-            names = ["difficulty", *(["measured"] if "refresh" in settings(run, earlier) else [])]
-            tables.append(read(run, earlier, names).slice(0, rows))
-        past, indices = refreshing.past(run, epoch, tables)
-        self._past, self._epoch, self._share, self._seed = past, epoch, share, seed
-        self._vectors: NDArray[np.float32] | None = None
-        vectors = None
-        if run.embeddings.is_file():
-            self._vectors, vectors = embeddings.read(run)
-        self.settings = {
-            "refresh": share,
-            "refresh_seed": seed,
-            "refresh_past": fingerprints.of_json([rows, [fingerprint(run, one) for one in used], indices, vectors]),
-        }
-
-    def score(self, work: _Work, claim: Callable[[], None]) -> dict[str, Any]:
-        """Score some rows, predict the others; what it did. A call that was killed and is made again goes on.
-
-        Args:
-            work: The work.
-            claim: Makes the folder its own.
-        """
-        folder, parts, scored = work.folder, work.parts, 0
-        done, measured = folder / "refresh.json", [folder / f".{name}" for name in _STAGES]
-        same = (shards.manifest(folder) or {}).get("settings") == work.settings
-        if not same or shards.missing(folder, parts) or not done.is_file():
-            self._compare(shards.read(work.there, parts, ["hash"]).column("hash"))
-
-            def measure(name: str, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
-                nonlocal scored
-                # Not before: what is refused until here leaves the folder as it was.
-                claim()
-                values, now = self._measured(work, name, wanted)
-                scored += now
-                return values
-
-            sizes = tokenised.sizes(work.there, parts)
-            given = (self._past, self._epoch, sizes, self._vectors, self._share, self._seed)
-            found = refreshing.refreshed(*given, measure)
-            for part in shards.missing(folder, parts):
-                self._write(folder, part, [path for path in measured if path.is_dir()], found)
-            write_json(done, found.about)
-        # Once all is there; hidden, as they are no part of the scores.
-        for path in measured:
-            shutil.rmtree(path, ignore_errors=True)
-        about = read_json(done)
-        reused = sum(count for name, count in about["parts"].items() if name != "predicted") - scored
-        about = {name: value for name, value in about.items() if name not in ("share", "seed")}
-        return {"reused": reused, "reused_first_pass": 0, **about, "notes": self._past.notes}
-
-    def _compare(self, hashes: pa.ChunkedArray) -> None:
-        """Refuse rows that are not those of the epoch before."""
-        now, before = _bytes(hashes), _bytes(self._hash)[: len(hashes)]
-        other = np.flatnonzero(now != before)
-        if other.size:
-            raise MismatchError(
-                f"refresh: row {other[0]} is tokenised otherwise than in epoch {self._epoch - 1} (another tokenizer or "
-                "template, --actions, --max-length, --truncate?); score all rows, or as that epoch was scored"
-            )
-
-    def _measured(self, work: _Work, name: str, wanted: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
-        """The difficulties of rows, and how many were scored now; rows known besides are taken along, once."""
-        folder = work.folder / f".{name}"
-        shards.claim(folder, work.settings, len(wanted), overwrite=True)
-        absent = shards.missing(folder, work.parts)
-        free = [work.known.of(work.there, part) if name == "drawn" else None for part in absent]
-        own = [wanted[part.first : part.stop] for part in absent]
-        items = [(folder, work.there, part, *one) for part, *one in zip(absent, free, own, strict=True)]
-        rows = sum(
-            int(one.sum() - (0 if table is None else one[table.column("at").to_numpy()].sum()))
-            for table, one in zip(free, own, strict=True)
+def _rescoring(run: Run, epoch: int, rows: int, refresh: float | str, seed: int, also: Mapping[str, Any]) -> Rescoring:
+    """What a partial re-scoring goes by, as the run folder has it."""
+    share = refreshing.fraction(refresh)
+    for name, asked in also.items():
+        if asked:
+            raise InputError(f"refresh predicts the difficulty p3 alone: leave {name} out, or score all rows")
+    if epoch < 2:
+        raise InputError("refresh: epoch 1 has none before it to predict from; score all of its rows")
+    used = [epoch - 1, *([epoch - 2] if shards.manifest(run.scores(epoch - 2)) else [])] if epoch > 2 else [1]
+    hashes = read(run, epoch - 1, ["hash"]).column("hash")
+    if len(hashes) < rows:
+        raise InputError(
+            f"refresh: epoch {epoch - 1} has scores of {len(hashes)} of the {rows} rows; give a limit of as "
+            "many, or score it to its end"
         )
-        if work.show and rows:
-            progress.say(f"scoring {rows:,} of {len(wanted):,} rows, {_STAGES[name]}")
-        with progress.track("scoring", rows, show=work.show) as advance:
-            work.crew.each("score", items, advance)
-        return shards.read(folder, work.parts, ["difficulty"]).column("difficulty").to_numpy(), rows
-
-    def _write(self, folder: Path, part: Shard, measured: Sequence[Path], found: refreshing.Refreshed) -> None:
-        """Write a shard of measured and predicted rows."""
-        tables = [shards.read(path, [part]) for path in measured]
-        table = pa.concat_tables(tables, promote_options="permissive")
-        # Of each row the one that has values, or the first.
-        valid = [one.column("logprob").is_valid().to_numpy() for one in tables]
-        table = table.take(np.argmax(valid, axis=0) * part.rows + np.arange(part.rows))
-        own = slice(part.first, part.stop)
-        difficulty, error = found.difficulty[own], found.error[own]
-        guessed = np.isfinite(difficulty) & ~np.any(valid, axis=0)
-        status = np.where(guessed, PREDICTED, table.column("status").to_numpy(zero_copy_only=False))
-        when = np.where(guessed, self._past.measured[own], self._epoch)
-        columns = {
-            "difficulty": pa.array(difficulty, pa.float64(), mask=np.isnan(difficulty)),
-            "status": pa.array(status, pa.string()),
-        }
-        for name, column in columns.items():
-            table = table.set_column(table.column_names.index(name), name, column)
-        table = table.append_column("measured", pa.array(when, pa.int32(), mask=np.isnan(difficulty)))
-        shards.write(folder, part, table.append_column("error", pa.array(error, pa.float64(), mask=np.isnan(error))))
-
-
-class _There:
-    """What a scoring would find done."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        run: Run | str | Path,
-        epoch: int,
-        reuse: Run | str | Path | None,
-        settings: Mapping[str, Any],
-        rows: int,
-        overwrite: bool,
-    ) -> None:
-        run = run if isinstance(run, Run) else Run(run)
-        run.check(dataset)
-        self._folder, self._ifd = run.scores(epoch), bool(settings.get("ifd"))
-        if not overwrite:
-            shards.check(self._folder, {"refresh": None, "ifd": None, **settings}, rows)
-        manifest = shards.manifest(self._folder)
-        # Otherwise it is removed, with all that might be taken over from it.
-        self._same = manifest is not None and manifest["settings"] == settings and rows >= manifest["rows"]
-        other = None if reuse is None else reuse if isinstance(reuse, Run) else Run(reuse)
-        if other is not None:
-            other.info()
-        self._known = _Known(run, settings, other, self._folder, there=self._same)
-
-    def of(self, shard: Shard, encoded: Sequence[TokenRow]) -> tuple[list[int], list[int]]:
-        """Rows of a shard of which the first pass is there, and those of which both are."""
-        if self._same and shards.complete(self._folder, shard):
-            return [*range(shard.rows)], [*range(shard.rows)]
-        hashes = np.array([tokenised.hashed(row) for row in encoded], "S16")
-        known = self._known.among(shard, hashes, np.array([row.status for row in encoded]))
-        return [] if known is None else known.column("at").to_pylist(), _whole(known, self._ifd)
-
-
-class _Known:
-    """Rows that were scored before under the same weights, found by the hash of their tokens."""
-
-    def __init__(
-        self, run: Run, settings: Mapping[str, Any], reuse: Run | None, target: Path, *, there: bool = True
-    ) -> None:
-        # By the hash not of the folder that is being written: a run that is killed and goes on would take over rows
-        # that an uninterrupted one scores, and differ from it by rounding.
-        self._target, self._ifd = target if there else None, bool(settings.get("ifd"))
-        self.notes: list[str] = []
-        sources = [folder for folder in self._sources(run, settings, reuse) if folder != target]
-        found = [_hashed(sorted(folder.glob("part-*.parquet")), self._ifd) for folder in sources]
-        tables = [table for table in found if table is not None and table.num_rows]
-        self._table = pa.concat_tables(tables) if tables else None
-        if self._table is not None:
-            hashes = _bytes(self._table.column("hash"))
-            # The first of equals, so that it does not matter how many there are.
-            self._sorted, self._at = np.unique(hashes, return_index=True)
-
-    def _sources(self, run: Run, settings: Mapping[str, Any], reuse: Run | None) -> list[Path]:
-        """Folders of scores under the same weights; those with ``ifd`` first, as they have more."""
-        if settings.get("verified") is False:
-            if reuse is not None:
-                self.notes.append(f"nothing of {reuse.path} was taken over: the scorer's weights are not verified")
-            return []
-        wanted = {name: value for name, value in settings.items() if name not in _ELSEWHERE}
-        found = []
-        for one in [run] if reuse is None else [run, reuse]:
-            others = set()
-            for folder in sorted((one.path / "scores").glob("epoch-*")):
-                if (manifest := shards.manifest(folder)) is None:
-                    continue
-                there = {name: value for name, value in manifest["settings"].items() if name not in _ELSEWHERE}
-                if there == wanted:
-                    found.append((not manifest["settings"].get("ifd"), folder))
-                else:
-                    others |= {name for name in {*there, *wanted} if there.get(name) != wanted.get(name)}
-            if one is reuse and not any(folder.parent.parent == one.path for _, folder in found):
-                why = f"its scores differ in {', '.join(sorted(others))}" if others else "it has no scores"
-                self.notes.append(f"nothing of {one.path} was taken over: {why}")
-        return [folder for _, folder in sorted(found, key=lambda one: one[0])]
-
-    def of(self, there: Path, shard: Shard) -> pa.Table | None:
-        """What is known of a shard's rows: their values, and ``at``, their number in the shard; None for nothing.
-
-        With ``ifd`` the values of the second pass are null where only the first is known.
-        """
-        tokens_ = shards.read(there, [shard], ["hash", "status"])
-        return self.among(shard, _bytes(tokens_.column("hash")), tokens_.column("status").to_numpy())
-
-    def among(self, shard: Shard, hashes: NDArray[np.bytes_], status: NDArray[Any]) -> pa.Table | None:
-        """The same, by the hashes and statuses of the shard's rows."""
-        scored, places, found = np.isin(status, SCORED), [], []
-        short = None if self._target is None else shards.file(self._target, shard)
-        if short is not None and short.is_file() and (own := _hashed([short], self._ifd)) is not None:
-            # Cut short by a smaller limit: whole shards are not asked for.
-            where = dict(zip(_bytes(own.column("hash")).tolist(), range(own.num_rows), strict=True))
-            with shards.opened(short) as reader:
-                count = reader.metadata.num_rows
-            at = np.array([i for i in range(count) if scored[i] and hashes[i] in where], np.int64)
-            found.append(own.take(pa.array([where[hashes[i]] for i in at], pa.int64())))
-            places.append(at)
-        if self._table is not None:
-            near = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
-            at = np.flatnonzero((self._sorted[near] == hashes) & scored)
-            at = np.setdiff1d(at, np.concatenate([[], *places]))
-            found.append(self._table.take(self._at[near[at]]))
-            places.append(at)
-        if not sum(map(len, places)):
-            return None
-        table = pa.concat_tables(found).drop_columns("hash")
-        return table.append_column("at", pa.array(np.concatenate(places).astype(np.int64)))
-
-
-def _hashed(files: Sequence[Path], ifd: bool) -> pa.Table | None:
-    """The values of the rows that are scored in shards, with their hashes; None where there are no shards."""
-    names, tables = ["hash", "logprob", "action_logprobs", "action_tokens"], []
-    for file in files:  # of any size: a smaller limit may have cut the last one short
-        with shards.opened(file) as reader:
-            table = reader.read(names)
-            second = reader.read([name for name in _SECOND if ifd and name in reader.schema_arrow.names])
-        for name, kind in _SECOND.items() if ifd else ():
-            null = pa.nulls(table.num_rows, kind)
-            table = table.append_column(name, second.column(name) if name in second.column_names else null)
-        tables.append(table.filter(pc.is_valid(table.column("logprob"))))
-    return pa.concat_tables(tables) if tables else None
-
-
-def _whole(known: pa.Table | None, ifd: bool) -> list[int]:
-    """Which rows of a shard need no pass at all."""
-    if known is None:
-        return []
-    found = known.filter(pc.is_valid(known.column("alone_tokens"))) if ifd else known
-    places: list[int] = found.column("at").to_pylist()
-    return places
-
-
-def _plan(items: Sequence[tuple[Path, Path, Shard, pa.Table | None, None]], before: int | None) -> tokenised.Plan:
-    """What there is to score in all shards, with second passes after so many tokens each, or None for none."""
-    total = scored = 0
-    for _, there, part, known, _ in items:
-        taken = [] if known is None else known.column("at").to_pylist()
-        second = None if before is None else sorted({*range(part.rows)} - {*_whole(known, ifd=True)})
-        one = tokenised.plan(there, part, taken, second, before or 0)
-        total, scored = total + one.tokens, scored + one.scored_tokens
-    return tokenised.Plan(total, scored)
-
-
-def _bytes(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
-    """Hashes of 16 bytes (n,), to be sorted and compared."""
-    return np.array(column.to_pylist(), "S16")
+    tables = []
+    for earlier in used:
+        names = ["difficulty", *(["measured"] if "refresh" in settings(run, earlier) else [])]
+        tables.append(read(run, earlier, names).slice(0, rows))
+    past, indices = refreshing.past(run, epoch, tables)
+    vectors, embedded = embeddings.read(run) if run.embeddings.is_file() else (None, None)
+    settings_ = {
+        "refresh": share,
+        "refresh_seed": seed,
+        "refresh_past": fingerprints.of_json([rows, [fingerprint(run, one) for one in used], indices, embedded]),
+    }
+    return Rescoring(past, hashes, epoch, share, seed, vectors, settings_)
 
 
 def _prepare(
@@ -854,102 +424,11 @@ def _limited(limit: int | None, rows: int) -> int:
     return rows if limit is None else min(limit, rows)
 
 
-def _length(max_length: int | None, scorer: scorers.Scorer) -> int | None:
-    if max_length is not None and scorer.max_length is not None and max_length > scorer.max_length:
-        raise InputError(f"max_length {max_length}: the model takes {scorer.max_length} tokens at most")
-    return scorer.max_length if max_length is None else max_length
-
-
-def _rows(parts: Sequence[Shard]) -> int:
-    return sum(part.rows for part in parts)
-
-
 def _manifest(run: Run, epoch: int) -> dict[str, Any]:
     known = shards.manifest(run.scores(epoch))
     if known is None:
         raise InputError(f"{run.scores(epoch)}: not scored yet; run 'p3select score DATA --epoch {epoch} …' first")
     return known
-
-
-def _announce(plan: tokenised.Plan, settings: Mapping[str, Any], taken: str) -> None:
-    """Say what is about to be done, before it costs anything."""
-    progress.say(
-        f"scoring with {_described(settings)}: {plan.tokens:,} tokens, {plan.scored_tokens:,} of them scored{taken}"
-    )
-
-
-def _taken(rows: int, reused: int, halves: int) -> str:
-    """What need not be scored, for people."""
-    taken = f"; {reused:,} of {rows:,} rows are there" if reused else ""
-    return taken + (f"; of {halves:,} rows the first pass is there" if halves else "")
-
-
-def _described(settings: Mapping[str, Any]) -> str:
-    """Such as ``transformers, float32, cpu``."""
-    return ", ".join(str(settings[name]) for name in ("scorer", "dtype", "device") if name in settings)
-
-
-def _counted(advance: Callable[[int, int], None], rows: int, all_: int) -> Callable[[int, int], None]:
-    """Progress over another number of passes than rows: a row counts when its share of them is done."""
-    done = told = 0
-
-    def count(passes: int, tokens: int) -> None:
-        nonlocal done, told
-        done += passes
-        now = done * rows // all_
-        advance(now - told, tokens)
-        told = now
-
-    return count
-
-
-def _sums(row: TokenRow, single: NDArray[np.float32]) -> dict[str, Any]:
-    """What is stored of a row: float64 sums, those of actions as float32."""
-    values = single.astype(np.float64)
-    return {
-        "logprob": float(values.sum()),
-        "action_logprobs": np.bincount(row.actions, weights=values).astype(np.float32),
-        "action_tokens": np.bincount(row.actions).astype(np.int32),
-    }
-
-
-def _table(
-    shard: Shard,
-    encoded: list[TokenRow],
-    about: Mapping[str, Any],
-    values: Mapping[int, Mapping[str, Any]],
-    ifd: bool,
-) -> pa.Table:
-    """A shard of scores; rows that have no values have their status and nulls."""
-
-    def column(name: str, kind: pa.DataType) -> pa.Array:
-        return pa.array([values[number][name] if number in values else None for number in range(len(encoded))], kind)
-
-    # The difficulty is that of the stored values, so that it can be checked.
-    found: list[float | None] = [None] * len(encoded)
-    if values:
-        numbers = sorted(values)
-        sums = [np.asarray(values[number]["action_logprobs"], np.float32) for number in numbers]
-        counts = [np.asarray(values[number]["action_tokens"], np.int32) for number in numbers]
-        for number, value in zip(numbers, difficulty(sums, counts), strict=True):
-            found[number] = float(value)
-    columns: dict[str, Any] = {"row": pa.array(np.arange(shard.first, shard.stop))}
-    if "id" in about:
-        columns["id"] = about["id"]
-    columns |= {
-        "difficulty": pa.array(found, pa.float64()),
-        "logprob": column("logprob", pa.float64()),
-        "tokens": pa.array([len(row.scored) for row in encoded], pa.int32()),
-        "action_logprobs": column("action_logprobs", pa.list_(pa.float32())),
-        "action_tokens": column("action_tokens", pa.list_(pa.int32())),
-        "status": pa.array([row.status for row in encoded], pa.string()),
-        "boundary_shift": pa.array([row.shift for row in encoded], pa.int32()),
-        "hash": about["hash"],
-    }
-    if ifd:
-        columns["alone_logprob"] = column("alone_logprob", pa.float64())
-        columns["alone_tokens"] = column("alone_tokens", pa.int32())
-    return pa.table(columns)
 
 
 def _summary(table: pa.Table) -> dict[str, Any]:

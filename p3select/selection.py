@@ -100,7 +100,7 @@ def select(
         scores_of: Go by the scores of another epoch: 1 where rows are scored once, before the training. None for those
             of ``epoch``.
         pace: The λ schedule; see :func:`p3select.pace`.
-        difficulty: ``p3``, ``nll`` or ``ifd``; see :func:`p3select.difficulty`.
+        difficulty: ``p3``, ``nll``, ``ifd`` or ``el2n``; see :mod:`p3select.difficulties`.
         quality: Which rows the DPP prefers: ``harder`` (the paper), ``easier``, ``none``.
         quality_weight: The exponent of q: 0 for diversity alone, large for plain top-q.
         fresh: How much a row that earlier epochs picked is put back, from 0 (not at all) to 1 (it comes last): its q is
@@ -599,11 +599,11 @@ def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
 
     Args:
         table: As of :func:`p3select.scores.read`.
-        kind: ``p3``, ``nll`` or ``ifd``.
+        kind: ``p3``, ``nll``, ``ifd`` or ``el2n``.
         folder: Where it was read, for messages.
 
     Raises:
-        InputError: ``ifd``, and the rows were scored without it; or another than ``p3``, and some are predicted.
+        InputError: The rows were scored without ``ifd`` or ``el2n``; or the kind is not ``p3``, and some are predicted.
     """
     valid = table.column("difficulty").is_valid().to_numpy()
     if kind != "p3" and (guessed := pc.sum(pc.equal(table.column("status"), scores.PREDICTED)).as_py()):
@@ -611,18 +611,24 @@ def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
             f"{folder}: of {guessed:,} rows the difficulty p3 is predicted, and {kind} is not known; go by p3, or "
             "score all rows of the epoch ('p3select score' without --refresh, with --overwrite)"
         )
+    refuse_without(table, kind, folder)
     if kind == "ifd":
-        if "alone_tokens" not in table.column_names:
-            raise InputError(f"{folder}: scored without --ifd, which the difficulty ifd needs; score again with it")
         # A target of one token has no probability by itself, unless the tokenizer begins every text with a token.
         valid &= table.column("alone_tokens").fill_null(0).to_numpy() > 0
     return np.flatnonzero(valid)
 
 
+def refuse_without(table: pa.Table, kind: str, folder: Path) -> None:
+    """Refuse a kind of difficulty of which a table of scores has not what it is made of; the rest is as above."""
+    if {"ifd": "alone_tokens", "el2n": "el2n"}.get(kind, "difficulty") not in table.column_names:
+        raise InputError(f"{folder}: scored without --{kind}, which the difficulty {kind} needs; score again with it")
+
+
 def difficulty_of(table: pa.Table, scored: NDArray[np.int64], kind: str) -> NDArray[np.float64]:
-    """The difficulties (m,) of such rows; see :func:`p3select.difficulty`."""
-    if kind == "p3":  # as it is stored: predicted rows have nothing else
-        values: NDArray[np.float64] = table.column("difficulty").take(scored).to_numpy()
+    """The difficulties (m,) of such rows; see :mod:`p3select.difficulties`."""
+    if kind in ("p3", "el2n"):  # as they are stored: predicted rows have no log-probabilities, and these give no el2n
+        column = "difficulty" if kind == "p3" else "el2n"
+        values: NDArray[np.float64] = table.column(column).take(scored).to_numpy()
         return values
     logprobs, counts = (
         table.column(name).take(scored).combine_chunks() for name in ("action_logprobs", "action_tokens")

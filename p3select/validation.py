@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy import stats
 
 from p3select import dataset as data
-from p3select import difficulties, scores, tokenised, tokens
+from p3select import difficulties, scores, selection, tokenised, tokens
 from p3select.errors import InputError, MismatchError
 from p3select.run import Run
 
@@ -60,7 +60,7 @@ def validate(
             is categories without an order. None: only ``spread`` and ``between`` are found.
         epoch: Whose scores.
         by: A column whose values are groups to be looked at one by one, beside all rows together.
-        difficulty: ``p3``, ``nll``, ``ifd``.
+        difficulty: ``p3``, ``nll``, ``ifd``, ``el2n``.
         actions: Rules for ``p3``, each looked at beside the rule that was scored by; () for that alone. ``whole`` can
             always be had; others from scores with ``--actions token``, which are cut anew without scoring again.
         tokenizer: With such rules: the folder or id of the policy's tokenizer; None for the policy's name.
@@ -190,15 +190,10 @@ def _measures(
     logprobs, counts, offsets = _actions(table, rows)
     found: dict[str, Values] = {}
     for kind in kinds:
-        alone = None
-        if kind == "ifd":
-            if "alone_tokens" not in table.column_names:
-                raise InputError(f"{run.scores(epoch)}: scored without --ifd, which the difficulty ifd needs")
-            sums, numbers = (table.column(name).take(rows).to_numpy() for name in ("alone_logprob", "alone_tokens"))
-            if (numbers < 1).any():
-                raise InputError(f"row {rows[np.argmin(numbers)]}: a target of one token has no ifd; leave ifd out")
-            alone = np.maximum(-sums, 0.0) / numbers
-        found[kind] = difficulties.difficulty(logprobs, counts, kind, offsets=offsets, nll_alone=alone)
+        selection.refuse_without(table, kind, run.scores(epoch))
+        if kind == "ifd" and (few := table.column("alone_tokens").take(rows).to_numpy()).min() < 1:
+            raise InputError(f"row {rows[np.argmin(few)]}: a target of one token has no ifd; leave ifd out")
+        found[kind] = selection.difficulty_of(table, rows, kind)
     for rule in dict.fromkeys(rules):
         if rule == stored:
             cut = logprobs, counts, offsets

@@ -15,6 +15,7 @@ import p3select
 from p3select import cli, comparison, kernel, selection
 from p3select.errors import InputError, MismatchError, P3Error
 from tests.fakes import FakeEncoder, FakeScorer
+from tests.test_scores import Wrong
 
 ROWS, BUDGET = 120, 24
 TWINS = (3, 4)
@@ -48,10 +49,10 @@ def data(tmp_path_factory, gsm8k):
     return path
 
 
-def scored(data, folder, smollm2, epochs=2, **options):
+def scored(data, folder, smollm2, epochs=2, kind=FakeScorer, **options):
     run = p3select.Run(folder)
     for epoch in range(1, epochs + 1):
-        scorer = FakeScorer(tokenizer(smollm2), model=f"fake-{epoch}")
+        scorer = kind(tokenizer(smollm2), model=f"fake-{epoch}")
         p3select.score(data, run, scorer=scorer, epoch=epoch, **options)
     p3select.embed(data, run, FakeEncoder())
     return run
@@ -83,7 +84,8 @@ def one(found, epoch, strategy):
 
 def test_all_strategies_that_there_can_be(found):
     names = [*found[1]["strategies"]]
-    assert {"ifd", "rds"} == set(found[1]["left_out"])
+    assert {"ifd", "el2n", "rds"} == set(found[1]["left_out"])
+    assert found[1]["left_out"]["el2n"] == "the rows were scored without --el2n: score them again with it"
     assert names == [
         "p3",
         "pace-only",
@@ -222,7 +224,7 @@ def test_a_budget_in_tokens(run, tmp_path, budget):
         if it["strategy"] != "full":
             assert 0.8 * total < it["tokens"] <= total, it["strategy"]
     for name, why in found["left_out"].items():
-        assert name in ("static", "ifd", "rds"), why
+        assert name in ("static", "ifd", "el2n", "rds"), why
     tokens = table(run, 1)["tokens"].to_numpy()
     longest, left, expected = np.argsort(-tokens, kind="stable"), total, []
     for row in longest:
@@ -237,11 +239,22 @@ def test_ifd_needs_the_second_pass(run, data, smollm2, tmp_path):
         p3select.compare(run, budget=10, epochs=1, out=tmp_path / "out", strategies=["ifd"])
     with_ifd = scored(data, tmp_path / "run", smollm2, epochs=1, ifd=True)
     found = p3select.compare(with_ifd, budget=10, epochs=1, out=tmp_path / "out")
-    assert {*found["left_out"]} == {"static", "rds"}
+    assert {*found["left_out"]} == {"static", "el2n", "rds"}
     values = table(with_ifd, 1)
     ratio = np.exp(-values["logprob"] / values["tokens"] + values["alone_logprob"] / values["alone_tokens"]).to_numpy()
     below = np.where(ratio < 1, ratio, -1)
     assert picked(tmp_path / "out", "ifd", 1).tolist() == np.argsort(-below, kind="stable")[:10].tolist()
+
+
+def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
+    with pytest.raises(InputError, match=r"strategy el2n: the rows were scored without --el2n"):
+        p3select.compare(run, budget=10, epochs=1, out=tmp_path / "out", strategies=["el2n"])
+    with_el2n = scored(data, tmp_path / "run", smollm2, epochs=1, kind=Wrong, el2n=True)
+    found = p3select.compare(with_el2n, budget=10, epochs=1, out=tmp_path / "out")
+    assert {*found["left_out"]} == {"static", "ifd", "rds"}
+    values = table(with_el2n, 1)["el2n"].to_numpy()
+    assert picked(tmp_path / "out", "el2n", 1).tolist() == np.argsort(-values, kind="stable")[:10].tolist()
+    assert comparison._scoring(comparison._known(with_el2n, (), [1], 0))["el2n"] is True
 
 
 def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):

@@ -106,6 +106,11 @@ def test_unknown_kind_is_refused_with_the_known_ones():
         difficulty([[-1.0]], [[1]], "ppl")
 
 
+def test_el2n_is_not_of_log_probabilities():
+    with pytest.raises(InputError, match="not made of log-probabilities: select from scores of 'score --el2n'"):
+        difficulty([[-1.0]], [[1]], "el2n")
+
+
 def test_rounding_above_zero_counts_as_certain():
     assert difficulty([[1e-6, 0.0]], [[1, 1]]) == [0.0]
     assert difficulty([[1e-6, 0.0]], [[1, 1]], "nll") == [0.0]

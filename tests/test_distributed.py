@@ -150,7 +150,7 @@ def test_rows_that_change_meanwhile_are_noticed(tmp_path, data):
 
 def test_a_real_model_and_a_real_encoder(cluster, tmp_path, data, smollm2, minilm):
     local, distributed = p3select.Run(tmp_path / "local"), p3select.Run(tmp_path / "ray")
-    options = {"limit": 12, "shard_rows": 4, "scorer": "transformers"}
+    options = {"limit": 12, "shard_rows": 4, "scorer": "transformers", "el2n": True}
     p3select.score(data, local, smollm2, **options)
     p3select.embed(data, local, minilm)
     p3select.score(data, distributed, smollm2, engine="ray", workers=2, **options)

@@ -54,6 +54,14 @@ def test_quality_of_ifd_is_its_share_of_both_perplexities():
     np.testing.assert_allclose(kernel.quality(u, "easier", 2.0, "ifd"), [1, 4 / 9, 1 / 4, 1 / 16])
 
 
+def test_quality_of_el2n_is_its_share_of_the_largest_error():
+    u = np.sqrt(2) * np.array([0.0, 0.25, 1.0])
+    np.testing.assert_allclose(kernel.quality(u, "harder", 1.0, "el2n"), [0, 0.25, 1])
+    np.testing.assert_allclose(kernel.quality(u, "easier", 2.0, "el2n"), [1, 9 / 16, 0])
+    with pytest.raises(InputError, match=r"row 1 has difficulty 1\.5, which el2n cannot be"):
+        kernel.quality([0.0, 1.5], kind="el2n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -61,7 +69,7 @@ def test_quality_of_ifd_is_its_share_of_both_perplexities():
         ({"weight": math.nan}, "weight nan"),
         ({"weight": math.inf}, "weight inf"),
         ({"direction": "none", "weight": 2.0}, "'none' takes no weight"),
-        ({"kind": "el2n"}, "'el2n'"),
+        ({"kind": "perplexity"}, "'perplexity'"),
     ],
 )
 def test_quality_refuses_bad_options(options, message):

@@ -24,7 +24,7 @@ from p3select.errors import InputError, MissingLibraryError
 from p3select.progress import silent
 from p3select.scorers import checkpoints, make
 from p3select.scorers.batches import CACHED, SHARED_TOKENS, Batch, Limits, Prefix, plan
-from p3select.scorers.transformers import TransformersScorer, _Caches
+from p3select.scorers.transformers import TransformersScorer, _Caches, log_probabilities, with_errors
 
 VOCABULARY = 131
 
@@ -75,6 +75,18 @@ def plain(model, ids, scored):
             logits = model(input_ids=torch.from_numpy(row).long()[None]).logits[0]
             logs = torch.log_softmax(logits.double(), -1)
             values.append(logs[positions - 1, torch.from_numpy(row[positions]).long()].numpy())
+    return values
+
+
+def plain_errors(model, ids, scored):
+    """‖p − onehot‖ by a float64 softmax of one forward per row."""
+    values = []
+    with torch.no_grad():
+        for row, positions in zip(ids, scored, strict=True):
+            logits = model(input_ids=torch.from_numpy(row).long()[None]).logits[0]
+            p = torch.softmax(logits.double(), -1)[positions - 1].numpy()
+            p[np.arange(len(positions)), row[positions]] -= 1
+            values.append(np.sqrt((p**2).sum(axis=1)))
     return values
 
 
@@ -220,6 +232,47 @@ def test_agrees_with_the_plain_forward(model, scorer):
 
 def test_no_rows(scorer):
     assert scorer.score([], [], silent) == []
+    assert scorer.score_with_errors([], [], silent) == ([], [])
+
+
+def test_errors_come_beside_the_same_log_probabilities(model, scorer):
+    ids, scored = random_rows(40)
+    more, positions = family()
+    ids, scored = ids + more, scored + positions
+    values, errors = scorer.score_with_errors(ids, scored, silent)
+    expected = scorer.score(ids, scored, silent)
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(values, expected, strict=True))
+    assert all(one.dtype == np.float32 and one.shape == pos.shape for one, pos in zip(errors, scored, strict=True))
+    assert apart(errors, plain_errors(model, ids, scored)) < 1e-5
+    with pytest.raises(InputError, match="row 0 of those to score: token 131"):
+        scorer.score_with_errors([np.array([1, VOCABULARY], np.int32)], [np.array([1], np.int32)], silent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_of_any_logits_are_those_of_the_definition(dtype):
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(600, 211)) * random.uniform(0.1, 30, (600, 1))
+    logits[:50, 100:] = -np.inf  # tokens that cannot be
+    targets = random.integers(0, 100, 600).astype(np.int32)
+    targets[100:200] = logits[100:200].argmax(axis=1)
+    given = torch.from_numpy(logits).to(dtype)
+    values = with_errors(given, targets)
+    assert values.shape == (600, 2)
+    assert values[:, 0].tobytes() == log_probabilities(given, targets).tobytes()
+    exact = given.double().numpy()
+    p = np.exp(exact - exact.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    p[np.arange(600), targets] -= 1
+    np.testing.assert_allclose(values[:, 1], np.linalg.norm(p, axis=1), atol=1e-5)
+    assert values[:, 1].max() <= np.sqrt(2)
+
+
+def test_errors_next_to_certainty_keep_their_digits():
+    # One wrong token takes all that is missing, e: the error is e √2. By Σ p² − 2 p + 1 in float32 it would be noise.
+    missing = np.array([1e-2, 1e-3, 1e-4])
+    logits = torch.tensor(np.stack([np.log1p(-missing), np.log(missing)], 1), dtype=torch.float32)
+    errors = with_errors(logits, np.zeros(3, np.int32))[:, 1]
+    np.testing.assert_allclose(errors, missing * np.sqrt(2), rtol=2e-3)
 
 
 def test_order_and_company_do_not_matter(scorer):
@@ -570,6 +623,14 @@ def test_smollm2_agrees_with_its_plain_forward(real, gsm8k, count, shots):
     assert apart(values, plain(real.model, ids, scored)) < 1e-4
     if shots:
         assert passes < 0.7 * sum(map(len, ids))
+
+
+@pytest.mark.slow
+def test_smollm2_errors_are_those_of_its_own_probabilities(real, gsm8k):
+    ids, scored = real_rows(real, gsm8k, 4)
+    values, errors = real.score_with_errors(ids, scored, silent)
+    assert apart(values, plain(real.model, ids, scored)) < 1e-4
+    assert apart(errors, plain_errors(real.model, ids, scored)) < 1e-4
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from tokenizers.processors import TemplateProcessing
 
 import p3select
@@ -230,6 +232,129 @@ def test_with_ifd_later_only_the_second_pass_is_made(begins, tmp_path, gsm8k, to
     assert "0 tokens, 0 of them scored; 40 of 40 rows are there" in capsys.readouterr().err
 
 
+class Wrong(Counted):
+    """With errors, from 0 to √2."""
+
+    def score_with_errors(self, ids, scored, advance):
+        values = self.score(ids, scored, advance)
+        return values, [np.sqrt(-row) for row in values]
+
+
+def test_el2n_is_the_mean_error_of_the_scored_tokens(tmp_path, gsm8k, tokenizer):
+    run, plain = p3select.Run(tmp_path / "run"), p3select.Run(tmp_path / "plain")
+    scorer, given = Wrong(tokenizer), {"limit": 30, "shard_rows": 12}
+    p3select.score(gsm8k, run, scorer=scorer, el2n=True, **given)
+    p3select.score(gsm8k, plain, scorer=FakeScorer(tokenizer), **given)
+    table = scores.read(run, 1)
+    # No pass more, and the same of everything else.
+    assert scorer.rows == 30
+    assert scores.settings(run, 1) == scores.settings(plain, 1) | {"el2n": True}
+    assert table.drop_columns("el2n").equals(scores.read(plain, 1))
+    texts = pl.read_parquet(gsm8k)[:30].select("prompt", "completion").to_dicts()
+    for row, value in zip(scores.tokens.encode(texts, tokenizer), table.column("el2n").to_pylist(), strict=True):
+        single = FakeScorer(tokenizer).score([row.ids], [row.scored], lambda *_: None)[0]
+        assert value == pytest.approx(np.sqrt(-single).mean(), rel=1e-6)
+    assert scores.estimate(gsm8k, scorer=Wrong(tokenizer), el2n=True, **given)["tokens"] == scorer.tokens
+    for there, now, options in ((run, "None now", {}), (plain, "True now", {"el2n": True})):
+        with pytest.raises(MismatchError, match=f"el2n: (True|None) there, {now}"):
+            p3select.score(gsm8k, there, scorer=Wrong(tokenizer), **given, **options)
+    with pytest.raises(InputError, match="p3 alone: leave el2n out"):
+        p3select.score(gsm8k, run, scorer=Wrong(tokenizer), epoch=2, refresh="50%", el2n=True, **given)
+
+
+def test_a_row_without_a_score_has_no_el2n(tmp_path, tokenizer):
+    pl.DataFrame({"prompt": ["a", "b"], "completion": ["", "fine"]}).write_parquet(tmp_path / "rows.parquet")
+    run = p3select.Run(tmp_path / "run")
+    p3select.score(tmp_path / "rows.parquet", run, scorer=Wrong(tokenizer), el2n=True, ifd=True)
+    found = scores.read(run, 1).column("el2n").to_pylist()
+    assert found[0] is None
+    assert 0 < found[1] < 1.5
+
+
+def test_el2n_is_taken_over_where_it_is_known(tmp_path, gsm8k, tokenizer):
+    run, given = p3select.Run(tmp_path / "run"), {"shard_rows": 25}
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=40, **given)
+    # Rows that were scored without it are scored again; then also with a second pass, and without either, not any more.
+    for epoch, limit, options, passes, halves in (
+        (2, 30, {"el2n": True}, 30, 0),
+        (3, 40, {"el2n": True}, 10, 0),
+        (4, 40, {"el2n": True, "ifd": True}, 40, 40),
+        (5, 40, {"el2n": True}, 0, 0),
+        (6, 40, {"ifd": True}, 0, 0),
+        (7, 40, {}, 0, 0),
+    ):
+        scorer = Wrong(tokenizer)
+        estimate = scores.estimate(
+            gsm8k, scorer=Wrong(tokenizer), run=run, epoch=epoch, limit=limit, **given, **options
+        )
+        summary = p3select.score(gsm8k, run, scorer=scorer, epoch=epoch, limit=limit, **given, **options)
+        assert (scorer.rows, summary["reused_first_pass"]) == (passes, halves), epoch
+        assert (estimate["tokens"], estimate["scored_tokens"]) == (scorer.tokens, scorer.scored)
+        direct = p3select.Run(tmp_path / f"direct-{epoch}")
+        p3select.score(gsm8k, direct, scorer=Wrong(tokenizer), limit=limit, **given, **options)
+        assert scores.read(run, epoch).equals(scores.read(direct, 1))
+    # Of another run folder too, and what could not be is said.
+    scorer = Wrong(tokenizer)
+    summary = p3select.score(gsm8k, tmp_path / "a", scorer=scorer, limit=40, reuse=run, el2n=True)
+    assert (scorer.rows, summary["reused"], summary["notes"]) == (0, 40, [])
+    old = tmp_path / "old"
+    p3select.score(gsm8k, old, scorer=FakeScorer(tokenizer), limit=10)
+    summary = p3select.score(gsm8k, tmp_path / "b", scorer=Wrong(tokenizer), limit=10, reuse=old, el2n=True)
+    assert summary["notes"] == [f"nothing of {old} was taken over: its scores differ in el2n"]
+
+
+def test_with_el2n_a_killed_scoring_goes_on_to_the_same_bytes(tmp_path, gsm8k, tokenizer):
+    whole, broken = p3select.Run(tmp_path / "whole"), p3select.Run(tmp_path / "broken")
+    given = {"shard_rows": 32, "el2n": True, "ifd": True}
+    p3select.score(gsm8k, whole, scorer=Wrong(tokenizer), limit=100, **given)
+    p3select.score(gsm8k, broken, scorer=Wrong(tokenizer), limit=40, **given)
+    with pytest.raises(RuntimeError, match="went away"):
+        p3select.score(gsm8k, broken, scorer=Wrong(tokenizer, fail_after=1), limit=100, **given)
+    # The second shard was cut short at 8 rows, which were not scored again.
+    scorer = Wrong(tokenizer)
+    assert p3select.score(gsm8k, broken, scorer=scorer, limit=100, **given)["reused"] == 64
+    assert scorer.rows == 2 * 36
+    assert files(whole.path) == files(broken.path)
+
+
+def test_a_scorer_without_errors_is_refused_before_any_work(tmp_path, gsm8k, tokenizer):
+    for scorer, model, name in (
+        (FakeScorer(tokenizer), None, "FakeScorer"),
+        ("server", "no-model", "server"),
+        ("tests.fakes:Unlucky", "no-model", "tests.fakes:Unlucky"),
+    ):
+        for call in (partial(p3select.score, run=tmp_path / "run"), scores.estimate):
+            with pytest.raises(
+                InputError, match=f"scorer '{name}' gives no el2n, .*: score with --scorer transformers"
+            ):
+                call(gsm8k, model=model, scorer=scorer, el2n=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_el2n_is_what_select_validate_and_report_go_by(tmp_path, gsm8k, tokenizer):
+    run, given = p3select.Run(tmp_path / "run"), {"epoch": 1, "epochs": 1, "budget": 20}
+    p3select.score(gsm8k, run, scorer=FakeScorer(tokenizer), limit=60)
+    with pytest.raises(InputError, match="scored without --el2n"):
+        p3select.select(run, selector="topk", difficulty="el2n", **given)
+    with pytest.raises(InputError, match="scored without --el2n"):
+        p3select.validate(run, against="level", difficulty=["el2n"])
+    p3select.score(gsm8k, run, scorer=Wrong(tokenizer), limit=60, el2n=True, overwrite=True)
+    values = scores.read(run, 1).column("el2n").to_numpy()
+    lam = np.percentile(values, 80)
+    for quality, order in (("harder", np.argsort(-values)), ("easier", np.argsort(values))):
+        chosen = p3select.select(
+            run, selector="topk", difficulty="el2n", pace="constant:80", quality=quality, overwrite=True, **given
+        )
+        assert chosen.rows.tolist() == [row for row in order if values[row] <= lam][:20]
+        assert chosen.metadata["lam"] == lam
+    found = p3select.validate(run, against="level", difficulty=["p3", "el2n"], resamples=20)
+    (one,) = (one for one in found["agreement"] if (one["group"], one["measure"]) == ("all", "el2n"))
+    level = pl.read_parquet(gsm8k)["level"][:60].to_numpy()
+    assert one["spearman"][0] == pytest.approx(stats.spearmanr(values, level).statistic)
+    p3select.report(run, out=tmp_path / "report.html")
+    assert "from 0, certain, to √2" in (tmp_path / "report.html").read_text()
+
+
 def rows_of(path, count):
     return pl.read_parquet(path)[:count].to_dicts()
 
@@ -263,6 +388,8 @@ def test_auto_is_vllm_where_it_and_a_gpu_are_found(monkeypatch):
         monkeypatch.setattr(scorers, "find_spec", lambda _, library=library: library or None)
         assert scorers.choose("auto", model) == chosen
         assert scorers.choose("server", model) == "server"
+        # vLLM has not the probabilities of all tokens.
+        assert scorers.choose("auto", model, errors=True) == "transformers"
 
 
 @pytest.mark.parametrize("ifd", [False, True])

@@ -271,7 +271,7 @@ def _epoch(run: Run, number: int, kind: str, rows: int, chosen: Selection | None
     source = number if chosen is None else chosen.metadata.get("scores_of", number)
     wanted = ["difficulty", "logprob", "tokens", "status"]
     wanted += ["action_logprobs", "action_tokens"] if kind != "p3" else []
-    wanted += ["alone_logprob", "alone_tokens"] if kind == "ifd" else []
+    wanted += {"ifd": ["alone_logprob", "alone_tokens"], "el2n": ["el2n"]}.get(kind, [])
     table = scores.read(run, source, wanted)
     scored = selection.scored_rows(table, kind, run.scores(source))
     tokens = np.zeros(rows, np.int64)

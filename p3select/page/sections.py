@@ -36,6 +36,7 @@ UNITS = {
     "p3": "1 − the mean probability of an action: from 0, certain, to 1",
     "nll": "nats per token of the target: from 0, certain",
     "ifd": "perplexity of the target with its prompt ÷ without it: above 1 the prompt does not help",
+    "el2n": "the norm of probabilities − one-hot, mean over the target's tokens: from 0, certain, to √2",
 }
 NO_INDEX = "<p>No epoch has an index yet: <code>p3select select</code> makes one.</p>"
 NO_VECTORS = "<p>The run folder has no embeddings: <code>p3select embed</code> makes them.</p>"

@@ -63,14 +63,56 @@ class Scorer(Protocol):
         ...
 
 
-def choose(name: str, model: str | Path) -> str:
+class ScorerWithErrors(Scorer, Protocol):
+    """A scorer that has the probabilities of all tokens, not of the chosen ones alone: for the difficulty ``el2n``."""
+
+    def score_with_errors(
+        self,
+        ids: Sequence[NDArray[np.int32]],
+        scored: Sequence[NDArray[np.int32]],
+        advance: Callable[[int, int], None],
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """What :meth:`Scorer.score` gives, and how far the probabilities are from the tokens that are there.
+
+        Args:
+            ids: As for :meth:`Scorer.score`.
+            scored: As for :meth:`Scorer.score`.
+            advance: As for :meth:`Scorer.score`.
+
+        Returns:
+            The log-probabilities; and one float32 array (m,) per row: ‖p − onehot(ids[i])‖, the L2 norm over the
+            vocabulary, of the probabilities p given ids[:i], for i in scored.
+        """
+        ...
+
+
+def with_errors(scorer: Any, name: str) -> ScorerWithErrors:
+    """A scorer, or the class of one, as what it has to be for ``el2n``.
+
+    Args:
+        scorer: The scorer or its class.
+        name: What messages call it.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not hasattr(scorer, "score_with_errors"):
+        raise InputError(
+            f"scorer {name!r} gives no el2n, for which all tokens' probabilities are needed (score_with_errors): score "
+            "with --scorer transformers, or leave el2n out"
+        )
+    return cast("ScorerWithErrors", scorer)
+
+
+def choose(name: str, model: str | Path, *, errors: bool = False) -> str:
     """The scorer's name: for ``auto``, ``vllm`` where vLLM and a GPU are found, else ``transformers``.
 
-    A GGUF file goes to ``transformers`` in any case, as vLLM reads only some of them.
+    A GGUF file goes to ``transformers`` in any case, as vLLM reads only some of them; so does ``el2n``, for which
+    ``errors`` are asked, as vLLM gives no probabilities of all tokens.
     """
     if name != "auto":
         return name
-    if find_spec("vllm") is None or str(model).endswith(".gguf"):
+    if errors or find_spec("vllm") is None or str(model).endswith(".gguf"):
         return "transformers"
     import torch
 
@@ -84,6 +126,7 @@ def make(
     adapter: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
+    errors: bool = False,
 ) -> Scorer:
     """Load a policy into a scorer.
 
@@ -96,13 +139,16 @@ def make(
             read as the type that the argument is declared with.
         max_length: The longest row that there will be, for scorers that have an option ``max_length`` (an engine sets
             memory aside by it); an option of that name goes before.
+        errors: It has to be one with errors, which is found before the model is loaded.
 
     Raises:
-        InputError: No such scorer, model or option, or an option that is not of its type.
+        InputError: No such scorer, model or option, an option that is not of its type, or a scorer without errors.
         MissingLibraryError: The scorer's library is not installed.
     """
-    name = choose(name, model)
+    name = choose(name, model, errors=errors)
     found = plugins.find("scorer", name, BUILTIN)
+    if errors and isinstance(found, type):  # of another factory it is found when it has made one
+        with_errors(found, name)
     own = {
         parameter.name: parameter
         for parameter in inspect.signature(found).parameters.values()
@@ -116,7 +162,8 @@ def make(
     missing = [option for option in own if own[option].default is inspect.Parameter.empty and option not in given]
     if missing:
         raise InputError(f"scorer {name!r} needs the option {missing[0]!r}")
-    return cast("Scorer", found(model, adapter=adapter, **given))
+    made = cast("Scorer", found(model, adapter=adapter, **given))
+    return with_errors(made, name) if errors else made
 
 
 def _typed(option: str, text: str, annotation: Any) -> Any:

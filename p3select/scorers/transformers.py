@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Ids = Sequence[NDArray[np.int32]]
     Values = list[NDArray[np.float32]]
+    # Of logits (m, vocabulary) and the tokens that are there (m,), one float32 value each, or several: (m, …).
+    Reading = Callable[[torch.Tensor, NDArray[np.int32]], NDArray[np.float32]]
 
 # Tokens of a batch. A CPU gains nothing from more; a GPU is busy with these.
 CPU_TOKENS = 512
@@ -148,10 +150,32 @@ class TransformersScorer:
             InputError: A token that the model does not have, a row longer than ``max_length``, positions out of
                 range, a log-probability that is not finite, or a row too long for the memory.
         """
+        return self._score(ids, scored, advance, log_probabilities)
+
+    def score_with_errors(self, ids: Ids, scored: Ids, advance: Callable[[int, int], None]) -> tuple[Values, Values]:
+        """What :meth:`score` gives, the same bytes; and of the same tokens, in the same pass, the errors.
+
+        Args:
+            ids: As for :meth:`score`.
+            scored: As for :meth:`score`.
+            advance: As for :meth:`score`.
+
+        Returns:
+            Log-probabilities; and one float32 array (m,) per row of the L2 norms ‖p − onehot(ids[i])‖ of all tokens'
+            probabilities p given ids[:i], from 0 to √2, for i in scored (EL2N, arXiv 2107.07075).
+
+        Raises:
+            InputError: As :meth:`score`.
+        """
+        both = self._score(ids, scored, advance, with_errors)
+        return [values[:, 0] for values in both], [values[:, 1] for values in both]
+
+    def _score(self, ids: Ids, scored: Ids, advance: Callable[[int, int], None], reading: Reading) -> Values:
+        """What is read from the logits before each chosen token."""
         check_rows(ids, scored, self.max_length, self._vocabulary)
         values: dict[int, NDArray[np.float32]] = {}
         with self._ready():
-            for batch, results in self._run(ids, scored, *self._planned(ids, scored)):
+            for batch, results in self._run(ids, scored, *self._planned(ids, scored), reading):
                 values.update(zip(batch.rows, results, strict=True))
                 advance(len(batch.rows), sum(len(ids[row]) for row in batch.rows))
         return [values[row] for row in range(len(ids))]
@@ -193,14 +217,17 @@ class TransformersScorer:
         most = memory // (3 * self._vocabulary * self._dtype.itemsize)
         return plan(ids, logits, free, Limits(tokens, most, self._padding))
 
-    def _run(self, ids: Ids, scored: Ids, batches: list[Batch], together: int) -> Iterator[tuple[Batch, Values]]:
+    def _run(
+        self, ids: Ids, scored: Ids, batches: list[Batch], together: int, reading: Reading
+    ) -> Iterator[tuple[Batch, Values]]:
         """Each batch with its rows' values, as they are done."""
         caches = _Caches(batches, lambda prefix, past: self._cache(ids, prefix, past))
 
         def work(batch: Batch) -> Values:
             with torch.no_grad():
                 past = caches.take(batch.prefix)
-                results = self._scored(ids, scored, batch.rows, batch.prefix.stop if batch.prefix else 0, past)
+                start = batch.prefix.stop if batch.prefix else 0
+                results = self._scored(ids, scored, batch.rows, start, past, reading)
                 caches.give_back(batch.prefix)
                 return results
 
@@ -217,25 +244,27 @@ class TransformersScorer:
     def _values(self, ids: Ids, scored: Ids, batches: list[Batch]) -> dict[int, NDArray[np.float32]]:
         return {
             row: result
-            for batch, results in self._run(ids, scored, batches, 1)
+            for batch, results in self._run(ids, scored, batches, 1, log_probabilities)
             for row, result in zip(batch.rows, results, strict=True)
         }
 
-    def _scored(self, ids: Ids, scored: Ids, rows: list[int], start: int, past: Any) -> Values:
+    def _scored(self, ids: Ids, scored: Ids, rows: list[int], start: int, past: Any, reading: Reading) -> Values:
         """The values of a batch, in halves where CUDA has no memory for the whole."""
         try:
-            return self._scored_at_once(ids, scored, rows, start, past)
+            return self._scored_at_once(ids, scored, rows, start, past, reading)
         except torch.cuda.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise _no_memory(len(ids[rows[0]])) from error
         torch.cuda.empty_cache()
         half = len(rows) // 2
         return [
-            *self._scored(ids, scored, rows[:half], start, past),
-            *self._scored(ids, scored, rows[half:], start, past),
+            *self._scored(ids, scored, rows[:half], start, past, reading),
+            *self._scored(ids, scored, rows[half:], start, past, reading),
         ]
 
-    def _scored_at_once(self, ids: Ids, scored: Ids, rows: list[int], start: int, past: Any) -> Values:
+    def _scored_at_once(
+        self, ids: Ids, scored: Ids, rows: list[int], start: int, past: Any, reading: Reading
+    ) -> Values:
         width = max(len(ids[row]) for row in rows) - start
         tokens = np.zeros((len(rows), width), np.int64)
         for number, row in enumerate(rows):
@@ -243,10 +272,12 @@ class TransformersScorer:
         wanted = [number * width + scored[row] - start - 1 for number, row in enumerate(rows)]
         targets = [ids[row][scored[row]] for row in rows]
         logits, _ = self._forward(tokens, np.concatenate(wanted), _repeated(past, len(rows)), False)
-        values = log_probabilities(logits, np.concatenate(targets))
+        values = reading(logits, np.concatenate(targets))
         results = np.split(values, np.cumsum([len(item) for item in targets])[:-1])
         for row, result in zip(rows, results, strict=True):
-            check_finite(row, ids[row], scored[row], result, name_of(self._dtype))
+            # The first of several: if it is finite, all are.
+            own = result.reshape(len(result), -1)[:, 0]
+            check_finite(row, ids[row], scored[row], own, name_of(self._dtype))
         return results
 
     def _cache(self, ids: Ids, prefix: Prefix, past: Any) -> Any:
@@ -341,7 +372,7 @@ class TransformersScorer:
         """Why these batches do not give the plain values; empty where they do."""
         try:
             # In turn: what a pass does to a cache that it should leave alone is to show in the next one.
-            for batch, results in self._run(ids, scored, batches, 1):
+            for batch, results in self._run(ids, scored, batches, 1, log_probabilities):
                 for row, result in zip(batch.rows, results, strict=True):
                     apart = np.abs(result - plain[row])
                     # In half precision single tokens differ by tenths between any two ways to compute them.
@@ -410,9 +441,30 @@ def _repeated(cache: Any, rows: int) -> Any:
 
 def log_probabilities(logits: torch.Tensor, targets: NDArray[np.int32]) -> NDArray[np.float32]:
     """Log-softmax in float32 of logits (m, vocabulary) at the targets (m,), a chunk of rows at a time."""
+    return _by_chunks(logits, targets, lambda logs, chosen: logs.gather(1, chosen)[:, 0])
+
+
+def with_errors(logits: torch.Tensor, targets: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The same, and the L2 norms of softmax − onehot(target) beside it (m, 2)."""
+
+    def read(logs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        found = logs.gather(1, chosen)
+        # p − 1 as expm1(log p), and no Σ p² − 2 p + 1: next to certainty float32 has no digits left for these.
+        errors = logs.exp_().scatter_(1, chosen, torch.expm1(found))
+        return torch.cat([found, torch.linalg.vector_norm(errors, dim=-1, keepdim=True)], 1)
+
+    return _by_chunks(logits, targets, read)
+
+
+def _by_chunks(
+    logits: torch.Tensor,
+    targets: NDArray[np.int32],
+    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> NDArray[np.float32]:
+    """What is read from log-softmax in float32 (c, vocabulary) at the targets (c, 1), a chunk of rows at a time."""
     chosen = torch.from_numpy(targets.astype(np.int64)).to(logits.device)[:, None]
     chunks = [
-        torch.log_softmax(logits[i : i + _CHUNK].float(), -1).gather(1, chosen[i : i + _CHUNK])[:, 0]
+        read(torch.log_softmax(logits[i : i + _CHUNK].float(), -1), chosen[i : i + _CHUNK])
         for i in range(0, len(chosen), _CHUNK)
     ]
     values: NDArray[np.float32] = torch.cat(chunks).cpu().numpy()
