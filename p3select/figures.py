@@ -180,7 +180,7 @@ def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
             panel.errorbar(value, places, xerr=arms, fmt="o", color=color, label=label, capsize=3)
     panel.axvline(0.0, color=ALL, linewidth=1)
     panel.set_yticks(range(len(names)), names)
-    panel.invert_yaxis()
+    panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_title("agreement, with 95 % intervals", loc="left")
     panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
