@@ -39,7 +39,7 @@ def main() -> None:
         scored = pl.read_parquet(run.scores(1) / "*.parquet")
     if scored["logprob"].null_count():
         raise SystemExit(f"{options.rows}: {scored['logprob'].null_count()} rows have no score")
-    found = {"loss": -scored["logprob"].sum() / scored["tokens"].sum()}
+    found = {"loss": -float(scored["logprob"].to_numpy().sum()) / int(scored["tokens"].to_numpy().sum())}
     rows = pl.read_parquet(options.rows).head(options.answers)
     if options.answers:
         right = [
