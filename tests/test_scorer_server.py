@@ -818,7 +818,7 @@ def test_vllm_that_was_started_with_other_weights_is_refused(real, smollm2, tmp_
         # The bounds of half precision do not show it: the time does.
         unsure = ServerScorer(changed, server=address)
     assert unsure.provenance["verified"] is False
-    assert f"as {changed} was changed after it had started (restart it)" in unsure.notes[0]
+    assert f"as {changed / 'model.safetensors'} was changed after it had started (restart it)" in unsure.notes[0]
 
 
 @needs_vllm
