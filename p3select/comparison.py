@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import re
-import shlex
 import shutil
 import time
 from functools import partial
@@ -93,6 +92,7 @@ OWN = ("run", "epoch", "epochs", "budget", "seed", "parts", "engine", "workers",
 BOUND: Mapping[str, Callable[..., Any]] = {"longest": longest, "rds": rds}
 # Of the evaluation's command.
 PLACES = ("model", "out", "seed")
+NEEDED = (("model",), ("out",))
 # What embeddings have to have in common to be compared.
 ENCODED = ("encoder", "encoder_fingerprint", "dimension", "text")
 # k-means cells for coverage: at least so many rows for each, and never more cells than this.
@@ -154,8 +154,7 @@ def compare(
         model: The policy that enters the first epoch; None for the one that ``run`` was scored under.
         to: The exporter for ``train``.
         scoring: Arguments of :func:`p3select.score` for the trainings, such as scorer and options; the rules of the
-            scores in ``run`` (actions, max_length, truncate, ifd, el2n) hold in any
-            case.
+            scores in ``run`` (actions, max_length, truncate, ifd, el2n) hold.
         discard: Remove the weights of a training, which are those of every epoch, once they are evaluated.
         show_progress: Print what is going on, on stderr.
 
@@ -528,8 +527,8 @@ def _asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Pa
         raise InputError("train and evaluate go together: give both commands, or neither")
     if evaluate is None:
         return None
-    loops.filled(call["train"], dict.fromkeys(loops.PLACES, ""))
-    _filled(evaluate, dict.fromkeys(PLACES, ""))
+    loops.filled("train", call["train"], dict.fromkeys(loops.PLACES, ""), loops.NEEDED)
+    loops.filled("evaluate", evaluate, dict.fromkeys(PLACES, ""), NEEDED)
     policy = scores.policy(run, 1) if model is None else str(model)
     if policy is None:
         raise InputError(f"{run.scores(1)}: scored by an object, which has no name; give the model")
@@ -672,7 +671,7 @@ def _tokens(run: Run) -> int | None:
 def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, float]:
     """The numbers that the command has of a model; it is not run again."""
     out, mark = folder / "evaluation.json", folder / "evaluated.json"
-    command = _filled(template, {"model": model, "out": str(out), "seed": str(seed)})
+    command = loops.filled("evaluate", template, {"model": model, "out": str(out), "seed": str(seed)}, NEEDED)
     if mark.is_file():
         known = read_json(mark)
         if known["command"] == command:
@@ -700,20 +699,6 @@ def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _filled(template: str, places: Mapping[str, str]) -> str:
-    """The evaluation's command with its places filled."""
-    try:
-        command = template.format(**{name: shlex.quote(value) for name, value in places.items()})
-    except (KeyError, IndexError, ValueError, AttributeError):
-        command = ""
-    if not command or "{model}" not in template or "{out}" not in template:
-        raise InputError(
-            f"evaluate {template!r}: it needs {{model}} and {{out}}, may have {{seed}}, and has no other places; write "
-            "{{ and }} for braces of the command's own"
-        )
-    return command
 
 
 def _summed(records: Sequence[Mapping[str, Any]], strategy: str, cost: Mapping[str, Any]) -> dict[str, Any]:

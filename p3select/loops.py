@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p3select import embeddings, exporters, fingerprints, progress, scores, selection
+from p3select import embeddings, exporters, fingerprints, progress, refreshing, scores, selection
 from p3select.dataset import load
 from p3select.errors import InputError, MismatchError, P3Error
 from p3select.run import Run, read_json, write_json
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from p3select.dataset import Dataset
 
 PLACES = ("model", "data", "index", "out", "epoch", "epochs", "seed")
+# One of each has to be there.
+NEEDED = (("out",), ("data", "index"))
 # Options of score and select that change nothing in what comes of them, and may change between two calls.
 FREE_SCORING = ("columns", "reuse", "engine", "workers", "address", "gpus", "overwrite")
 # And the scorers' own: what matters of them is in the scores' settings.
@@ -92,7 +94,7 @@ def loop(
         MismatchError: The run folder holds another loop's work, or an epoch's index is not the one trained on.
         P3Error: The command failed.
     """
-    filled(train, dict.fromkeys(PLACES, ""))
+    filled("train", train, dict.fromkeys(PLACES, ""), NEEDED)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise InputError(f"epochs {epochs!r}: at least 1")
     once = (selecting or {}).get("scores_of")
@@ -100,9 +102,8 @@ def loop(
         raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
     if once is not None and (scoring or {}).get("refresh") is not None:
         raise InputError("refresh is for later epochs, and with scores_of 1 the first alone is scored: leave one out")
-    other = [name for name in ("ifd", "el2n") if (scoring or {}).get(name)]
-    if (scoring or {}).get("refresh") is not None and other:
-        raise InputError(f"refresh predicts the difficulty p3 alone: leave {other[0]} out, or score all rows")
+    if (scoring or {}).get("refresh") is not None:
+        refreshing.refuse({name: (scoring or {}).get(name) for name in ("ifd", "el2n")})
     scored = range(1, epochs + 1 if once is None else 2)
     served = (scoring or {}).get("scorer") == "server"
     run = run if isinstance(run, Run) else Run(run)
@@ -146,7 +147,7 @@ def loop(
             "epochs": str(epochs),
             "seed": str(seed),
         }
-        command = filled(train, places)
+        command = filled("train", train, places, NEEDED)
         if mark.is_file():
             told = _known(mark, made, run.index(epoch))
             _weights(out, command)
@@ -361,8 +362,14 @@ def _adapter(out: Path, base: str) -> Path | None:
     return out
 
 
-def filled(template: str, places: Mapping[str, str]) -> str:
-    """The command, its places filled with quoted values.
+def filled(what: str, template: str, places: Mapping[str, str], needed: Sequence[Sequence[str]]) -> str:
+    """A command, its places filled with quoted values.
+
+    Args:
+        what: The template's name, for messages.
+        template: The command.
+        places: What each place is filled with; there are no others.
+        needed: One place of each must be there.
 
     Raises:
         InputError: A place that there is not, one that must be there is not, or braces that do not fit.
@@ -370,16 +377,16 @@ def filled(template: str, places: Mapping[str, str]) -> str:
     try:
         parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise InputError(f"train {template!r}: {error}; write {{{{ and }}}} for braces of the command's own") from None
-    named = {name for _, name, _, _ in parts}
+        raise InputError(f"{what} {template!r}: {error}; write {{{{ and }}}} for braces of the command's own") from None
     for _, name, form, conversion in parts:
-        if name not in PLACES or form or conversion:
+        if name not in places or form or conversion:
             written = f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
             raise InputError(
-                f"train {template!r}: no place {{{written}}}; there are "
-                f"{', '.join(f'{{{place}}}' for place in PLACES)}, as they are written here, and {{{{ and }}}} for "
+                f"{what} {template!r}: no place {{{written}}}; there are "
+                f"{', '.join(f'{{{place}}}' for place in places)}, as they are written here, and {{{{ and }}}} for "
                 "braces of the command's own"
             )
-    if "out" not in named or not {"data", "index"} & named:
-        raise InputError(f"train {template!r}: it needs {{out}}, and {{data}} or {{index}}")
+    if not all({name for _, name, _, _ in parts} & {*some} for some in needed):
+        said = ", and ".join(" or ".join(f"{{{place}}}" for place in some) for some in needed)
+        raise InputError(f"{what} {template!r}: it needs {said}")
     return template.format(**{name: shlex.quote(value) for name, value in places.items()})

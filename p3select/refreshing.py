@@ -22,7 +22,7 @@ from p3select import fingerprints, index, paces
 from p3select.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -72,6 +72,20 @@ class Refreshed(NamedTuple):
     """(n,) of predicted rows, the standard error to be expected; NaN for all others."""
     about: dict[str, Any]
     """What was measured and how well the rest is predicted; see :func:`refreshed`."""
+
+
+def refuse(also: Mapping[str, Any]) -> None:
+    """Refuse what is asked for beside a partial re-scoring.
+
+    Args:
+        also: Option of :func:`p3select.score` that measures another difficulty → whether it is asked for.
+
+    Raises:
+        InputError: One is.
+    """
+    for name, asked in also.items():
+        if asked:
+            raise InputError(f"refresh predicts the difficulty p3 alone: leave {name} out, or score all rows")
 
 
 def fraction(given: float | str) -> float:

@@ -61,13 +61,13 @@ class Run:
         return self.path / "costs" / f"{step}-{epoch:03d}.json"
 
     def spend(self, step: str, epoch: int, seconds: float) -> None:
-        """Add the seconds of a call that has ended to those of the step; what was done never fails by this."""
+        """Add the seconds of a call that has ended to those of the step.
+
+        What was done never fails by this: a file that is damaged, or cannot be written, stays, and the report says so.
+        """
         file = self.cost(step, epoch)
-        try:
-            before = float(read_json(file)["seconds"])
-        except (InputError, OSError, LookupError, TypeError, ValueError):
-            before = 0.0
-        with suppress(OSError):
+        with suppress(InputError, OSError, LookupError, TypeError):
+            before = read_json(file)["seconds"] if file.is_file() else 0.0
             write_json(file, {"seconds": before + seconds})
 
     def info(self) -> dict[str, Any]:

@@ -333,9 +333,7 @@ def policy(run: Run, epoch: int) -> str | None:
 def _rescoring(run: Run, epoch: int, rows: int, refresh: float | str, seed: int, also: Mapping[str, Any]) -> Rescoring:
     """What a partial re-scoring goes by, as the run folder has it."""
     share = refreshing.fraction(refresh)
-    for name, asked in also.items():
-        if asked:
-            raise InputError(f"refresh predicts the difficulty p3 alone: leave {name} out, or score all rows")
+    refreshing.refuse(also)
     if epoch < 2:
         raise InputError("refresh: epoch 1 has none before it to predict from; score all of its rows")
     used = [epoch - 1, *([epoch - 2] if shards.manifest(run.scores(epoch - 2)) else [])] if epoch > 2 else [1]

@@ -242,7 +242,10 @@ def costs(run: Run, found: Sequence[Epoch]) -> dict[str, dict[int, Mapping[str, 
             folder = run.path / "loop" / f"epoch-{epoch:03d}"
             file = folder / "done.json" if name == "train" else run.cost(name, epoch)
             if file.is_file():
-                known.setdefault(name, {})[epoch] = read_json(file)
+                one = read_json(file)
+                if not isinstance(one.get("seconds"), int | float):
+                    raise InputError(f"{file}: damaged (it has no seconds); remove it")
+                known.setdefault(name, {})[epoch] = one
     return known
 
 
