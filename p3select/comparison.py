@@ -6,100 +6,41 @@ A strategy is a name for arguments of :func:`p3select.select`; ``NAME+OPTION=VAL
 
 from __future__ import annotations
 
-import inspect
-import json
-import math
-import re
-import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from scipy import stats
 
 from p3select import (
     __version__,
-    constraints,
     embeddings,
-    fingerprints,
-    index,
     kernel,
-    loops,
     neighbors,
     progress,
     scores,
     selection,
-    selectors,
     shards,
-    tokenised,
+    trainings,
 )
 from p3select import dataset as data
-from p3select.errors import InputError, MismatchError, P3Error
-from p3select.run import Run, read_json, write_json
-from p3select.selectors.longest import longest
-from p3select.selectors.rds import rds
+from p3select.errors import InputError
+from p3select.run import Lent, Run, write_json
+from p3select.strategies import folder, plain, resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from p3select.dataset import Dataset
     from p3select.index import Selection
+    from p3select.strategies import Strategies
 
-    Strategies = dict[str, dict[str, Any]]
-
-# Every row that has a score is eligible: pacing is P3's, and a threshold that leaves nothing out is the one that needs
-# no choice.
-EVERY = {"pace": "constant:100"}
-STRATEGIES: Strategies = {
-    "p3": {},
-    "pace-only": {"selector": "topk"},
-    "dpp-only": EVERY,
-    "reversed": {"pace": "linear:95:50"},
-    "static": {"scores_of": 1},
-    "uniform": EVERY | {"selector": "uniform"},
-    "longest": EVERY | {"selector": "longest"},
-    "nll-high": EVERY | {"selector": "topk", "difficulty": "nll"},
-    "nll-middle": EVERY | {"selector": "middle", "difficulty": "nll"},
-    "nll-low": EVERY | {"selector": "topk", "difficulty": "nll", "quality": "easier"},
-    "ifd": EVERY | {"selector": "ifd", "difficulty": "ifd"},
-    "el2n": EVERY | {"selector": "topk", "difficulty": "el2n"},
-    "kcenter": EVERY | {"selector": "kcenter", "quality": "none"},
-    "facility": EVERY | {"selector": "facility", "quality": "none"},
-    "d2": EVERY | {"selector": "d2"},
-    "deita": EVERY | {"selector": "deita"},
-    "rds": EVERY | {"selector": "rds", "quality": "none"},
-    "full": EVERY | {"selector": "uniform", "budget": "100%"},
-}
-"""Name → arguments of :func:`p3select.select`, ``longest`` and ``rds`` (RDS+) being bound to lengths and queries.
-
-``uniform`` draws anew in each epoch (RS2: Okanovic et al., ICLR 2024, arXiv 2305.18424); ``static`` scores once;
-``full`` takes every row, whatever the budget.
-"""
-
-# Ablations of P3, which weigh gain against tokens as it does. The others are as published: by their score alone.
-ABLATIONS = ("p3", "pace-only", "dpp-only", "reversed", "static")
-# Selectors that do not go by quality.
-BLIND = ("uniform", "longest", "rds")
-# Options of select that are the comparison's own to give, or are of no use to it.
-OWN = ("run", "epoch", "epochs", "budget", "seed", "parts", "engine", "workers", "address", "overwrite")
-
-# Selectors that need more than select gives them.
-BOUND: Mapping[str, Callable[..., Any]] = {"longest": longest, "rds": rds}
-# Of the evaluation's command.
-PLACES = ("model", "out", "seed")
-NEEDED = (("model",), ("out",))
-# What embeddings have to have in common to be compared.
-ENCODED = ("encoder", "encoder_fingerprint", "dimension", "text")
 # k-means cells for coverage: at least so many rows for each, and never more cells than this.
 CELL_ROWS = 4
 CELLS = 1_000
-# Interval of a mean over seeds.
-LEVEL = 0.95
 
 
 def compare(
@@ -140,9 +81,10 @@ def compare(
         epochs: T, the epochs of the whole training.
         out: The folder of results.
         epoch: Compare the selections for this epoch; None for all that have scores.
-        strategies: Names of ``STRATEGIES``, each with changes if any: ``NAME+OPTION=VALUE``, options being those of
-            :func:`p3select.select`. ``+per=COLUMN`` alone takes as equally many rows of each value as there can be.
-            None: all for which there is what they need, and ``uniform`` by the first of ``columns``.
+        strategies: Names of :data:`p3select.strategies.STRATEGIES`, each with changes if any: ``NAME+OPTION=VALUE``,
+            options being those of :func:`p3select.select`. ``+per=COLUMN`` alone takes as equally many rows of each
+            value as there can be. None: all for which there is what they need, and ``uniform`` by the first of
+            ``columns``.
         columns: Columns of the data, such as source or level, whose values among the selected rows are counted.
         queries: For ``rds``: another run folder, whose rows were embedded by the same encoder; or ``COLUMN=VALUE``,
             these rows of the dataset, which are then not to be selected by it.
@@ -167,8 +109,8 @@ def compare(
         of rows in common to rows in all. ``distinct``: rows selected in any of the epochs. ``left_out``: strategies
         that could not be had, and why. ``seconds`` per epoch and strategy, which are not in the file.
         With training ``trained``, which is ``trained.json``: ``before``, the evaluation of the first policy; and per
-        strategy ``results``, the evaluation's numbers over the seeds (:func:`mean`), with ``difference``, the same of
-        what each seed has above that of the first strategy; rows and tokens trained and seconds of training, in the
+        strategy ``results``, the evaluation's numbers over the seeds (:func:`p3select.trainings.mean`), with
+        ``difference``, the same of what each seed has above that of the first strategy; rows and tokens trained and seconds of training, in the
         mean; and what scoring the strategy needs: passes over all rows (for what does not go by scores none, for
         ``static`` one), their tokens, and seconds by the median pass.
 
@@ -181,21 +123,23 @@ def compare(
     if str(budget).strip().isdecimal():  # "10" of a command line is the count 10
         budget = int(budget)
     # What can be refused is refused before anything is done.
-    asked = _asked(run, {"epochs": epochs, "budget": budget, "train": train, "to": to}, evaluate, model)
+    asked = trainings.asked(run, {"epochs": epochs, "budget": budget, "train": train, "to": to}, evaluate, model)
     if asked is None and discard:
         raise InputError("discard: there are no weights without train and evaluate")
     if asked is not None and (not strategies or not seeds or len(set(seeds)) < len(seeds)):
         raise InputError(f"to train, name the strategies, and give seeds, each once: not {strategies} and {[*seeds]}")
     compared = _epochs(run, epoch, epochs)
-    known = _known(run, columns, compared, seed)
-    arms, left_out = _arms(known, strategies, budget, queries, compared)
+    known = _known(run, columns, seed)
+    arms, left_out = resolved(
+        run, known.dataset, compared, strategies, budget=budget, queries=queries, per=next(iter(columns), None)
+    )
     found: dict[str, Any] = {
         "budget": budget,
         "epochs": epochs,
         "seed": seed,
         "queries": None if queries is None else str(queries),
         "rows": len(known.dataset),
-        "strategies": {name: _plain(arguments) for name, arguments in arms.items()},
+        "strategies": {name: plain(arguments) for name, arguments in arms.items()},
         "left_out": left_out,
         **{name: [] for name in ("all", "selections", "jaccard")},
         "dataset_fingerprint": known.dataset.fingerprint,
@@ -216,27 +160,19 @@ def compare(
     write_json(out / "compare.json", found)
     found["seconds"] = seconds
     if asked is not None:
-        found["trained"] = _trained(known, out / "training", arms, seeds, asked, scoring or {}, discard, show_progress)
+        found["trained"] = trainings.trained(
+            run,
+            known.dataset,
+            out / "training",
+            arms,
+            seeds,
+            asked,
+            scoring or {},
+            discard=discard,
+            show_progress=show_progress,
+        )
         write_json(out / "trained.json", found["trained"])
     return found
-
-
-class _Lent(Run):
-    """A run folder that has the embeddings of another, and its scores if need be.
-
-    So that a strategy's selections have a folder of their own, from which they can be exported, and nothing is copied.
-    """
-
-    def __init__(self, path: Path, lender: Run, *, scored: bool) -> None:
-        super().__init__(path)
-        self._lender, self._scored = lender, scored
-
-    @property
-    def embeddings(self) -> Path:
-        return self._lender.embeddings
-
-    def scores(self, epoch: int) -> Path:
-        return self._lender.scores(epoch) if self._scored else super().scores(epoch)
 
 
 class _Known(NamedTuple):
@@ -249,11 +185,10 @@ class _Known(NamedTuple):
     scale: float
     cell: NDArray[np.int32]
     columns: dict[str, NDArray[Any]]
-    epochs: list[int]
     seed: int
 
 
-def _known(run: Run, columns: Sequence[str], epochs: list[int], seed: int) -> _Known:
+def _known(run: Run, columns: Sequence[str], seed: int) -> _Known:
     dataset = run.dataset()
     vectors, fingerprint = embeddings.read(run)
     cells = min(CELLS, max(1, len(vectors) // CELL_ROWS))
@@ -265,7 +200,6 @@ def _known(run: Run, columns: Sequence[str], epochs: list[int], seed: int) -> _K
         kernel.scale(vectors),
         neighbors.cells(np.asarray(vectors), cells, 1, seed)[:, 0],
         {name: data.text(data.column(dataset, name)) for name in columns},
-        epochs,
         seed,
     )
 
@@ -276,161 +210,7 @@ def _epochs(run: Run, epoch: int | None, epochs: int) -> list[int]:
         raise InputError(f"epochs {epochs!r}: at least 1")
     some = range(1, epochs + 1) if epoch is None else [epoch]
     # Where none is scored the first says so.
-    return [one for one in some if _scored(run, one)] or [some[0]]
-
-
-def _scored(run: Run, epoch: int) -> bool:
-    return shards.manifest(run.scores(epoch)) is not None
-
-
-def _arms(
-    known: _Known,
-    strategies: Sequence[str] | None,
-    budget: int | str,
-    queries: str | Path | None,
-    compared: Sequence[int],
-) -> tuple[Strategies, dict[str, str]]:
-    """The strategies' arguments of select; and of those that nobody asked for and that cannot be had, why not."""
-    names = [*STRATEGIES] if strategies is None else [*dict.fromkeys(strategies)]
-    if not names:
-        raise InputError(f"strategies: name some of {', '.join(STRATEGIES)}")
-    left_out: dict[str, str] = {}
-    if strategies is None and known.columns:
-        names.insert(names.index("uniform") + 1, f"uniform+per={next(iter(known.columns))}")
-    if strategies is None and list(compared) == [1]:
-        names.remove("static")
-        left_out["static"] = "in the first epoch it is p3"
-    arms: Strategies = {}
-    for name in names:
-        arguments = _arguments(name)
-        lack = _lack(known, arguments, budget, queries)
-        if lack is None:
-            arms[name] = _ready(known, name, arguments, budget, queries, compared[0])
-        elif strategies is None:
-            left_out[name] = lack
-        else:
-            raise InputError(f"strategy {name}: {lack}")
-    return arms, left_out
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """The arguments of select that a strategy is, as they are written."""
-    name, *changes = text.split("+")
-    if name not in STRATEGIES:
-        raise InputError(f"no strategy {name!r}; there are {', '.join(STRATEGIES)}")
-    return STRATEGIES[name] | dict(_change(text, change) for change in changes)
-
-
-def _lack(known: _Known, arguments: Mapping[str, Any], budget: int | str, queries: str | Path | None) -> str | None:
-    """What a strategy needs and has not; None for nothing."""
-    selector = arguments.get("selector")
-    once = arguments.get("scores_of")
-    if once is not None and not _scored(known.run, once):
-        return f"epoch {once} is not scored"
-    asked = arguments.get("difficulty")
-    if asked in ("ifd", "el2n") and not all(
-        scores.settings(known.run, epoch).get(asked) for epoch in ([once] if once else known.epochs)
-    ):
-        return f"the rows were scored without --{asked}: score them again with it"
-    if selector == "rds" and queries is None:
-        return "it needs a query set: give --queries, another run folder or COLUMN=VALUE"
-    if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str):
-        function = BOUND[selector] if selector in BOUND else selectors.find(selector)
-        if "limits" not in inspect.signature(function).parameters:
-            return "its selector takes no budget in tokens: give one in rows"
-    return None
-
-
-def _ready(
-    known: _Known, text: str, arguments: dict[str, Any], budget: int | str, queries: str | Path | None, epoch: int
-) -> dict[str, Any]:
-    """The arguments with what depends on the data and on the budget."""
-    tokens = constraints.budget_tokens(arguments.get("budget", budget))
-    table = scores.read(known.run, arguments.get("scores_of", epoch), ["difficulty", "tokens"])
-    table = table.append_column("row", pa.array(np.arange(table.num_rows))).filter(
-        table.column("difficulty").is_valid()
-    )
-    if tokens and text.partition("+")[0] not in ABLATIONS and arguments["selector"] != "uniform":
-        arguments.setdefault("cost_weight", 0.0)
-    if "per" in arguments and "at_most" not in arguments:
-        wanted = tokens or constraints.budget_rows(arguments.get("budget", budget), len(known.dataset))
-        arguments["at_most"] = _level(known, table, arguments["per"], wanted, in_tokens=tokens is not None)
-    if arguments.get("selector") == "longest":
-        arguments["selector"] = _bound(longest, lengths=table.column("tokens").to_numpy())
-    elif arguments.get("selector") == "rds":
-        vectors, rows = _queries(known, str(queries))
-        arguments |= {"selector": _bound(rds, queries=vectors)} | ({"exclude": rows} if rows else {})
-    return arguments
-
-
-def _change(text: str, change: str) -> tuple[str, Any]:
-    """An option of select and its value."""
-    option, equals, value = change.partition("=")
-    known = [name for name in inspect.signature(selection.select).parameters if name not in OWN]
-    if option not in known or not equals:
-        raise InputError(f"strategy {text}: {change!r} should be OPTION=VALUE, with one of {', '.join(known)}")
-    try:
-        return option, json.loads(value)
-    except ValueError:
-        return option, value
-
-
-def _bound(function: Callable[..., Any], **given: Any) -> Callable[..., Any]:
-    """A selector with what it needs, under its own name."""
-    bound = partial(function, **given)
-    for name in ("__module__", "__qualname__"):
-        setattr(bound, name, getattr(function, name))
-    return bound
-
-
-def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON."""
-    plain = dict(arguments)
-    if isinstance(plain.get("selector"), partial):
-        bound = plain["selector"]
-        given = {name: fingerprints.of_json(array.tolist()) for name, array in bound.keywords.items()}
-        plain["selector"] = {"name": selection.name_of(bound), **given}
-    if plain.get("exclude") is not None and not isinstance(plain["exclude"], str):
-        plain["exclude"] = constraints.described(np.asarray(plain["exclude"], np.int64))
-    return plain
-
-
-def _level(known: _Known, table: pa.Table, column: str, wanted: int, *, in_tokens: bool) -> int:
-    """The least N so that N rows of each value of a column, or all that it has, make up what is wanted."""
-    values = data.text(data.column(known.dataset, column))[table.column("row").to_numpy()]
-    _, group, count = np.unique(values, return_inverse=True, return_counts=True)
-    cost = table.column("tokens").to_numpy().astype(np.float64) if in_tokens else np.ones(len(values))
-    mean = np.bincount(group, cost) / count
-    # Of rows up to N of each value, what they come to in the mean.
-    total = np.cumsum([mean[count >= n].sum() for n in range(1, int(count.max()) + 1)])
-    return min(int(np.searchsorted(total, wanted - 1e-6)), len(total) - 1) + 1
-
-
-def _queries(known: _Known, given: str) -> tuple[NDArray[np.float32], list[int]]:
-    """The query set's vectors (m, d), and the rows of the dataset that it is, if any."""
-    if (Path(given) / "run.json").is_file():
-        other = Run(given)
-        vectors, _ = embeddings.read(other)
-        made = [read_json(run.embeddings.with_suffix(".json")) for run in (known.run, other)]
-        # The name is for people where there is a fingerprint.
-        names = ENCODED[1:] if "encoder_fingerprint" in made[0] else ENCODED
-        differ = [name for name in names if made[0].get(name) != made[1].get(name)]
-        if differ:
-            raise MismatchError(
-                f"{given}: embedded otherwise than {known.run.path} (differs in {', '.join(differ)}); embed the "
-                "query set with the same encoder and --text"
-            )
-        return np.asarray(vectors), []
-    column, _, value = given.partition("=")
-    if not value:
-        raise InputError(
-            f"queries {given!r}: no run folder, nor COLUMN=VALUE; 'p3select embed FILE --run DIR --encoder M' makes a "
-            "run folder of a query set"
-        )
-    rows = np.flatnonzero(data.text(data.column(known.dataset, column)) == value)
-    if not len(rows):
-        raise InputError(f"queries {given!r}: no row has {value!r} in column {column!r}")
-    return np.asarray(known.vectors[rows]), rows.tolist()
+    return [one for one in some if shards.manifest(run.scores(one)) is not None] or [some[0]]
 
 
 def _select(
@@ -439,7 +219,7 @@ def _select(
     """Each strategy's selection for an epoch, and the seconds that it took."""
     picks, seconds = {}, {}
     for name, arguments in arms.items():
-        lent = _Lent(out / "selections" / _folder(name), known.run, scored=True)
+        lent = Lent(out / "selections" / folder(name), known.run, scored=True)
         lent.bind(known.dataset)
         clock = time.monotonic()
         try:
@@ -450,10 +230,6 @@ def _select(
         if show_progress:
             progress.say(f"epoch {epoch}, {name}: {len(picks[name]):,} rows in {seconds[name]:.1f} s")
     return picks, seconds
-
-
-def _folder(name: str) -> str:
-    return re.sub(r"[^\w+=.,-]", "-", name)
 
 
 def _everything(known: _Known, epoch: int) -> dict[str, Any]:
@@ -519,221 +295,3 @@ def jaccard(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
     count = np.diag(shared)
     found: NDArray[np.float64] = (shared / (count[:, None] + count - shared)).astype(np.float64)
     return found
-
-
-def _asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Path | None) -> dict[str, Any] | None:
-    """What trainings depend on, and the command of their evaluation; None where there are none."""
-    if (call["train"] is None) is not (evaluate is None):
-        raise InputError("train and evaluate go together: give both commands, or neither")
-    if evaluate is None:
-        return None
-    loops.filled("train", call["train"], dict.fromkeys(loops.PLACES, ""), loops.NEEDED)
-    loops.filled("evaluate", evaluate, dict.fromkeys(PLACES, ""), NEEDED)
-    policy = scores.policy(run, 1) if model is None else str(model)
-    if policy is None:
-        raise InputError(f"{run.scores(1)}: scored by an object, which has no name; give the model")
-    if model is None and "adapter" in (shards.manifest(run.scores(1)) or {}).get("about", {}):
-        raise InputError(f"{run.scores(1)}: scored with an adapter, and trainings begin with whole weights: merge it")
-    return call | {"model": policy, "evaluate": evaluate}
-
-
-def _trained(
-    known: _Known,
-    folder: Path,
-    arms: Strategies,
-    seeds: Sequence[int],
-    asked: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    discard: bool,
-    show_progress: bool,
-) -> dict[str, Any]:
-    """Train and evaluate by every strategy with every seed."""
-    evaluate = asked["evaluate"]
-    before = _evaluated(evaluate, asked["model"], folder / "before", seeds[0])
-    records = []
-    for seed in seeds:  # all strategies with the first one, so that there is something to see early
-        for name, arguments in arms.items():
-            if show_progress:
-                progress.say(f"training by {name}, seed {seed}")
-            try:
-                one = _arm(known, folder, (name, arguments, seed), asked, scoring, show_progress)
-                one["results"] = _evaluated(evaluate, one["weights"], Path(one["folder"]), seed)
-                if one["results"].keys() != before.keys():
-                    raise InputError(f"the evaluation gave {[*one['results']]}, and {[*before]} before training")
-            except P3Error as error:
-                raise P3Error(f"strategy {name}, seed {seed}: {error}") from None
-            if discard:
-                for weights in Path(one["folder"]).glob("loop/epoch-*/weights"):
-                    shutil.rmtree(weights)
-            records.append(one)
-            if show_progress:
-                told = ", ".join(f"{key} {value:.4f}" for key, value in one["results"].items())
-                progress.say(f"trained by {name}, seed {seed}: {told}")
-    measured = [seconds for one in records for seconds in one["seconds_scoring"] if seconds]
-    cost = {"tokens_a_pass": _tokens(known.run), "seconds_a_pass": float(np.median(measured)) if measured else None}
-    return {
-        **asked,
-        "seeds": list(seeds),
-        **cost,
-        "before": before,
-        "strategies": [_summed(records, name, cost) for name in arms],
-        "dataset_fingerprint": known.dataset.fingerprint,
-        "version": __version__,
-    }
-
-
-def _arm(
-    known: _Known,
-    folder: Path,
-    arm: tuple[str, dict[str, Any], int],
-    asked: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    show_progress: bool,
-) -> dict[str, Any]:
-    """One strategy's training with one seed; what was done before is not done again."""
-    name, arguments, seed = arm
-    lent = _Lent(folder / _folder(name) / f"seed-{seed}", known.run, scored=False)
-    mark = lent.path / "trained.json"
-    made = {
-        **{key: value for key, value in asked.items() if key != "evaluate"},
-        "scoring": {key: str(value) for key, value in scoring.items() if value},
-        "selecting": _plain(arguments),
-        "dataset": known.dataset.fingerprint,
-    }
-    if mark.is_file():
-        record = read_json(mark)
-        changed = sorted(key for key in made if record["made"].get(key) != made[key])
-        if changed:
-            raise MismatchError(f"{lent.path}: made otherwise (differs in {', '.join(changed)}); give another --out")
-        return record
-    passes, selecting = 1 if "scores_of" in arguments else asked["epochs"], dict(arguments)
-    if _unscored(arguments):  # the first policy's scores serve it, which everybody has
-        passes, selecting["scores_of"] = 0, 1
-    done = loops.loop(
-        known.dataset,
-        lent,
-        asked["model"],
-        epochs=asked["epochs"],
-        budget=selecting.pop("budget", asked["budget"]),
-        train=asked["train"],
-        to=asked["to"],
-        scoring=_scoring(known) | dict(scoring),
-        selecting=selecting,
-        seed=seed,
-        show_progress=show_progress,
-    )
-    record = {
-        "strategy": name,
-        "seed": seed,
-        "made": made,
-        "folder": str(lent.path),
-        "weights": done[-1]["out"],
-        "rows": sum(one["selected"] for one in done),
-        "tokens": sum(int(index.read(lent.index(one["epoch"])).metadata["tokens"]) for one in done),
-        "passes": passes,
-        # Of the first epoch the scores are taken over.
-        "seconds_scoring": [one["seconds_scoring"] for one in done[1:]],
-        "seconds_training": sum(read_json(Path(one["out"]).parent / "done.json")["seconds"] for one in done),
-    }
-    write_json(mark, record)
-    return record
-
-
-def _unscored(arguments: Mapping[str, Any]) -> bool:
-    """Whether what a strategy picks does not depend on scores, so that it needs none."""
-    selector = selection.name_of(arguments.get("selector", "auto")).rpartition(":")[2]
-    return arguments.get("pace") == EVERY["pace"] and (selector in BLIND or arguments.get("quality") == "none")
-
-
-def _scoring(known: _Known) -> dict[str, Any]:
-    """How the rows were scored under the first policy, so that these scores can be taken over."""
-    settings, rows = scores.settings(known.run, 1), scores.read(known.run, 1, ["tokens"]).num_rows
-    return {
-        **tokenised.rules(settings),
-        "shard_rows": settings["shard_rows"],
-        **{name: bool(settings.get(name)) for name in ("ifd", "el2n")},
-        "limit": None if rows == len(known.dataset) else rows,
-        "reuse": known.run,
-    }
-
-
-def _tokens(run: Run) -> int | None:
-    """Tokens that a pass over all rows has; None where they are not kept any more."""
-    settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
-    folder, parts = tokenised.folder(run, settings, rows), shards.ranges(rows, settings["shard_rows"])
-    if shards.missing(folder, parts):
-        return None
-    return sum(
-        tokenised.plan(folder, part, second=range(part.rows) if settings.get("ifd") else None).tokens for part in parts
-    )
-
-
-def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, float]:
-    """The numbers that the command has of a model; it is not run again."""
-    out, mark = folder / "evaluation.json", folder / "evaluated.json"
-    command = loops.filled("evaluate", template, {"model": model, "out": str(out), "seed": str(seed)}, NEEDED)
-    if mark.is_file():
-        known = read_json(mark)
-        if known["command"] == command:
-            return dict(known["results"])
-        if not Path(model).exists() and folder in Path(model).parents:
-            raise InputError(f"{model}: discarded, and evaluated by another command: {known['command']}")
-    folder.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    code = loops.run_command(command)
-    if code:
-        raise P3Error(
-            f"the evaluation ended with {code}: {command}; mend it and give the same call again: what is trained stays"
-        )
-    if not out.is_file():
-        raise InputError(f"{out}: not there, after the command that was to write it: {command}")
-    results = read_json(out)
-    numbers = isinstance(results, dict) and results
-    bad = [name for name, value in results.items() if not _finite(value)] if numbers else []
-    if not numbers or bad:
-        what = f"{bad[0]!r} is no finite number" if bad else "no object of numbers"
-        raise InputError(f'{out}: {what}; the evaluation has to write such as {{"loss": 1.25}}')
-    write_json(mark, {"command": command, "results": results})
-    return dict(results)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _summed(records: Sequence[Mapping[str, Any]], strategy: str, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """A strategy over its seeds, of the records of all."""
-    own, first = ([one for one in records if one["strategy"] == name] for name in (strategy, records[0]["strategy"]))
-    results, passes = {}, own[0]["passes"]
-    for name in own[0]["results"]:
-        values, others = ([one["results"][name] for one in some] for some in (own, first))
-        results[name] = mean(values)
-        results[name]["difference"] = mean([a - b for a, b in zip(values, others, strict=True)])
-    return {
-        "strategy": strategy,
-        "results": results,
-        **{name: float(np.mean([one[name] for one in own])) for name in ("rows", "tokens", "seconds_training")},
-        "tokens_scored": _times(passes, cost["tokens_a_pass"]),
-        "seconds_scoring": _times(passes, cost["seconds_a_pass"]),
-        "passes": passes,
-    }
-
-
-def _times(count: int, each: float | None) -> float | None:
-    """The cost of some passes; None where that of one is not known."""
-    return 0.0 if not count else None if each is None else count * each
-
-
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """A mean over seeds.
-
-    Args:
-        values: (s,).
-
-    Returns:
-        ``mean``; ``half``, half of the 95 % interval of Student's t with s − 1 degrees of freedom, None of one value;
-        ``values``.
-    """
-    n = len(values)
-    spread = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else None
-    return {"mean": float(np.mean(values)), "half": None if spread is None else float(spread), "values": list(values)}

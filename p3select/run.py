@@ -145,6 +145,26 @@ class Run:
         return dataset
 
 
+class Lent(Run):
+    """A run folder that has the embeddings of another, and its scores if need be.
+
+    So that a strategy's selections have a folder of their own, from which they can be exported, and nothing is copied.
+    """
+
+    def __init__(self, path: Path, lender: Run, *, scored: bool) -> None:
+        super().__init__(path)
+        self._lender, self._scored = lender, scored
+
+    @property
+    def embeddings(self) -> Path:
+        """The lender's."""
+        return self._lender.embeddings
+
+    def scores(self, epoch: int) -> Path:
+        """The lender's, if they are lent."""
+        return self._lender.scores(epoch) if self._scored else super().scores(epoch)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that it is there whole or not at all, also when the process is killed.
 

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import p3select
-from p3select import cli, comparison, kernel, selection
+from p3select import cli, comparison, kernel, selection, trainings
 from p3select.errors import InputError, MismatchError, P3Error
 from tests.fakes import FakeEncoder, FakeScorer
 from tests.test_scores import Wrong
@@ -254,7 +254,7 @@ def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
     assert {*found["left_out"]} == {"static", "ifd", "rds"}
     values = table(with_el2n, 1)["el2n"].to_numpy()
     assert picked(tmp_path / "out", "el2n", 1).tolist() == np.argsort(-values, kind="stable")[:10].tolist()
-    assert comparison._scoring(comparison._known(with_el2n, (), [1], 0))["el2n"] is True
+    assert trainings._scoring(with_el2n, with_el2n.dataset())["el2n"] is True
 
 
 def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
@@ -329,10 +329,10 @@ def test_embeddings_are_needed(data, smollm2, tmp_path):
 def test_a_mean_has_the_interval_of_students_t():
     values = [1.0, 2.0, 4.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    found = comparison.mean(values)
+    found = trainings.mean(values)
     assert found["mean"] - found["half"] == pytest.approx(low)
     assert found["mean"] + found["half"] == pytest.approx(high)
-    assert comparison.mean([3.0]) == {"mean": 3.0, "half": None, "values": [3.0]}
+    assert trainings.mean([3.0]) == {"mean": 3.0, "half": None, "values": [3.0]}
 
 
 def test_on_the_command_line(run, tmp_path, capsys):
@@ -425,8 +425,8 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
         ]
         loss = dict(it["results"]["loss"])
         above = [a - b for a, b in zip(losses, found["strategies"][0]["results"]["loss"]["values"], strict=True)]
-        assert loss.pop("difference") == comparison.mean(above)
-        assert loss == comparison.mean(losses)
+        assert loss.pop("difference") == trainings.mean(above)
+        assert loss == trainings.mean(losses)
         assert it["results"]["epochs"]["values"] == [2, 2]
         assert it["rows"] == 16
         assert it["seconds_training"] > 0

@@ -43,6 +43,8 @@ ORDER = [
     "exporters",
     "validation",
     "loops",
+    "strategies",
+    "trainings",
     "comparison",
     "scorers.transformers",
     "scorers.trial",

@@ -1,0 +1,271 @@
+"""What models learn by each strategy: trainings with several seeds, their evaluations, and what both cost."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from p3select import __version__, index, loops, progress, scores, shards, strategies, tokenised
+from p3select.errors import InputError, MismatchError, P3Error
+from p3select.run import Lent, Run, read_json, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from p3select.dataset import Dataset
+    from p3select.strategies import Strategies
+
+# Of the evaluation's command.
+PLACES = ("model", "out", "seed")
+NEEDED = (("model",), ("out",))
+# Interval of a mean over seeds.
+LEVEL = 0.95
+
+
+def asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Path | None) -> dict[str, Any] | None:
+    """What trainings depend on, and the command of their evaluation; None where there are none.
+
+    Args:
+        run: A run folder with scores of the first epoch.
+        call: ``epochs``, ``budget``, ``train`` and ``to`` of :func:`p3select.loop`.
+        evaluate: See :func:`p3select.compare`, as for ``model``.
+        model: The policy that enters the first epoch.
+
+    Raises:
+        InputError: One command without the other, one that lacks a place, or a policy that cannot be trained.
+    """
+    if (call["train"] is None) is not (evaluate is None):
+        raise InputError("train and evaluate go together: give both commands, or neither")
+    if evaluate is None:
+        return None
+    loops.filled("train", call["train"], dict.fromkeys(loops.PLACES, ""), loops.NEEDED)
+    loops.filled("evaluate", evaluate, dict.fromkeys(PLACES, ""), NEEDED)
+    policy = scores.policy(run, 1) if model is None else str(model)
+    if policy is None:
+        raise InputError(f"{run.scores(1)}: scored by an object, which has no name; give the model")
+    if model is None and "adapter" in (shards.manifest(run.scores(1)) or {}).get("about", {}):
+        raise InputError(f"{run.scores(1)}: scored with an adapter, and trainings begin with whole weights: merge it")
+    return call | {"model": policy, "evaluate": evaluate}
+
+
+def trained(
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    arms: Strategies,
+    seeds: Sequence[int],
+    call: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    *,
+    discard: bool,
+    show_progress: bool,
+) -> dict[str, Any]:
+    """Train and evaluate by every strategy with every seed; what was finished before is not done again.
+
+    Args:
+        run: A run folder with embeddings, and scores of the first epoch.
+        dataset: Its rows.
+        folder: Of the trainings.
+        arms: Arguments of :func:`p3select.select` by strategy.
+        seeds: Of the trainings.
+        call: What :func:`asked` gave.
+        scoring: Arguments of :func:`p3select.score`.
+        discard: Remove weights that are evaluated.
+        show_progress: Print what is going on, on stderr.
+
+    Returns:
+        ``trained`` of :func:`p3select.compare`.
+
+    Raises:
+        P3Error: A command failed.
+        MismatchError: A training in the folder was made otherwise.
+    """
+    evaluate = call["evaluate"]
+    before = _evaluated(evaluate, call["model"], folder / "before", seeds[0])
+    records = []
+    for seed in seeds:  # all strategies with the first one, so that there is something to see early
+        for name, arguments in arms.items():
+            if show_progress:
+                progress.say(f"training by {name}, seed {seed}")
+            try:
+                one = _arm(run, dataset, folder, (name, arguments, seed), call, scoring, show_progress)
+                one["results"] = _evaluated(evaluate, one["weights"], Path(one["folder"]), seed)
+                if one["results"].keys() != before.keys():
+                    raise InputError(f"the evaluation gave {[*one['results']]}, and {[*before]} before training")
+            except P3Error as error:
+                raise P3Error(f"strategy {name}, seed {seed}: {error}") from None
+            if discard:
+                for weights in Path(one["folder"]).glob("loop/epoch-*/weights"):
+                    shutil.rmtree(weights)
+            records.append(one)
+            if show_progress:
+                told = ", ".join(f"{key} {value:.4f}" for key, value in one["results"].items())
+                progress.say(f"trained by {name}, seed {seed}: {told}")
+    measured = [seconds for one in records for seconds in one["seconds_scoring"] if seconds]
+    cost = {"tokens_a_pass": _tokens(run), "seconds_a_pass": float(np.median(measured)) if measured else None}
+    return {
+        **call,
+        "seeds": list(seeds),
+        **cost,
+        "before": before,
+        "strategies": [_summed(records, name, cost) for name in arms],
+        "dataset_fingerprint": dataset.fingerprint,
+        "version": __version__,
+    }
+
+
+def _arm(
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    arm: tuple[str, dict[str, Any], int],
+    call: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    show_progress: bool,
+) -> dict[str, Any]:
+    """One strategy's training with one seed; what was done before is not done again."""
+    name, arguments, seed = arm
+    lent = Lent(folder / strategies.folder(name) / f"seed-{seed}", run, scored=False)
+    mark = lent.path / "trained.json"
+    made = {
+        **{key: value for key, value in call.items() if key != "evaluate"},
+        "scoring": {key: str(value) for key, value in scoring.items() if value},
+        "selecting": strategies.plain(arguments),
+        "dataset": dataset.fingerprint,
+    }
+    if mark.is_file():
+        record = read_json(mark)
+        changed = sorted(key for key in made if record["made"].get(key) != made[key])
+        if changed:
+            raise MismatchError(f"{lent.path}: made otherwise (differs in {', '.join(changed)}); give another --out")
+        return record
+    passes, selecting = 1 if "scores_of" in arguments else call["epochs"], dict(arguments)
+    if strategies.unscored(arguments):  # the first policy's scores serve it, which everybody has
+        passes, selecting["scores_of"] = 0, 1
+    done = loops.loop(
+        dataset,
+        lent,
+        call["model"],
+        epochs=call["epochs"],
+        budget=selecting.pop("budget", call["budget"]),
+        train=call["train"],
+        to=call["to"],
+        scoring=_scoring(run, dataset) | dict(scoring),
+        selecting=selecting,
+        seed=seed,
+        show_progress=show_progress,
+    )
+    record = {
+        "strategy": name,
+        "seed": seed,
+        "made": made,
+        "folder": str(lent.path),
+        "weights": done[-1]["out"],
+        "rows": sum(one["selected"] for one in done),
+        "tokens": sum(int(index.read(lent.index(one["epoch"])).metadata["tokens"]) for one in done),
+        "passes": passes,
+        # Of the first epoch the scores are taken over.
+        "seconds_scoring": [one["seconds_scoring"] for one in done[1:]],
+        "seconds_training": sum(read_json(Path(one["out"]).parent / "done.json")["seconds"] for one in done),
+    }
+    write_json(mark, record)
+    return record
+
+
+def _scoring(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """How the rows were scored under the first policy, so that these scores can be taken over."""
+    settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
+    return {
+        **tokenised.rules(settings),
+        "shard_rows": settings["shard_rows"],
+        **{name: bool(settings.get(name)) for name in ("ifd", "el2n")},
+        "limit": None if rows == len(dataset) else rows,
+        "reuse": run,
+    }
+
+
+def _tokens(run: Run) -> int | None:
+    """Tokens that a pass over all rows has; None where they are not kept any more."""
+    settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
+    folder, parts = tokenised.folder(run, settings, rows), shards.ranges(rows, settings["shard_rows"])
+    if shards.missing(folder, parts):
+        return None
+    return sum(
+        tokenised.plan(folder, part, second=range(part.rows) if settings.get("ifd") else None).tokens for part in parts
+    )
+
+
+def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, float]:
+    """The numbers that the command has of a model; it is not run again."""
+    out, mark = folder / "evaluation.json", folder / "evaluated.json"
+    command = loops.filled("evaluate", template, {"model": model, "out": str(out), "seed": str(seed)}, NEEDED)
+    if mark.is_file():
+        known = read_json(mark)
+        if known["command"] == command:
+            return dict(known["results"])
+        if not Path(model).exists() and folder in Path(model).parents:
+            raise InputError(f"{model}: discarded, and evaluated by another command: {known['command']}")
+    folder.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    code = loops.run_command(command)
+    if code:
+        raise P3Error(
+            f"the evaluation ended with {code}: {command}; mend it and give the same call again: what is trained stays"
+        )
+    if not out.is_file():
+        raise InputError(f"{out}: not there, after the command that was to write it: {command}")
+    results = read_json(out)
+    numbers = isinstance(results, dict) and results
+    bad = [name for name, value in results.items() if not _finite(value)] if numbers else []
+    if not numbers or bad:
+        what = f"{bad[0]!r} is no finite number" if bad else "no object of numbers"
+        raise InputError(f'{out}: {what}; the evaluation has to write such as {{"loss": 1.25}}')
+    write_json(mark, {"command": command, "results": results})
+    return dict(results)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _summed(records: Sequence[Mapping[str, Any]], strategy: str, cost: Mapping[str, Any]) -> dict[str, Any]:
+    """A strategy over its seeds, of the records of all."""
+    own, first = ([one for one in records if one["strategy"] == name] for name in (strategy, records[0]["strategy"]))
+    results, passes = {}, own[0]["passes"]
+    for name in own[0]["results"]:
+        values, others = ([one["results"][name] for one in some] for some in (own, first))
+        results[name] = mean(values)
+        results[name]["difference"] = mean([a - b for a, b in zip(values, others, strict=True)])
+    return {
+        "strategy": strategy,
+        "results": results,
+        **{name: float(np.mean([one[name] for one in own])) for name in ("rows", "tokens", "seconds_training")},
+        "tokens_scored": _times(passes, cost["tokens_a_pass"]),
+        "seconds_scoring": _times(passes, cost["seconds_a_pass"]),
+        "passes": passes,
+    }
+
+
+def _times(count: int, each: float | None) -> float | None:
+    """The cost of some passes; None where that of one is not known."""
+    return 0.0 if not count else None if each is None else count * each
+
+
+def mean(values: Sequence[float]) -> dict[str, Any]:
+    """A mean over seeds.
+
+    Args:
+        values: (s,).
+
+    Returns:
+        ``mean``; ``half``, half of the 95 % interval of Student's t with s − 1 degrees of freedom, None of one value;
+        ``values``.
+    """
+    n = len(values)
+    spread = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n) if n > 1 else None
+    return {"mean": float(np.mean(values)), "half": None if spread is None else float(spread), "values": list(values)}
