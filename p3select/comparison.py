@@ -110,9 +110,9 @@ def compare(
         that could not be had, and why. ``seconds`` per epoch and strategy, which are not in the file.
         With training ``trained``, which is ``trained.json``: ``before``, the evaluation of the first policy; and per
         strategy ``results``, the evaluation's numbers over the seeds (:func:`p3select.trainings.mean`), with
-        ``difference``, the same of what each seed has above that of the first strategy; rows and tokens trained and seconds of training, in the
-        mean; and what scoring the strategy needs: passes over all rows (for what does not go by scores none, for
-        ``static`` one), their tokens, and seconds by the median pass.
+        ``difference``, the same of what each seed has above that of the first strategy; rows and tokens trained and
+        seconds of training, in the mean; and what scoring the strategy needs: passes over all rows (for what does not
+        go by scores none, for ``static`` one), their tokens, and seconds by the median pass.
 
     Raises:
         InputError: Bad options, strategies or data.
