@@ -33,6 +33,7 @@ ORDER = [
     "refreshing",
     "rescoring",
     "scores",
+    "tradeoff",
     "kernel",
     "limits",
     "neighbors",

@@ -1,6 +1,7 @@
 """The report: what it says against the run folder, and what a browser would make of it."""
 
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -10,7 +11,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import index, page, scores, tokens
+from p3select import index, page, scores, tokens, tradeoff
 from p3select.errors import InputError, MismatchError
 from p3select.page import examples, facts, sections, signatures
 from p3select.run import write_json
@@ -316,6 +317,29 @@ def test_recorded_times_are_shown(run, tmp_path, hostile, tokenizer):
     text = (tmp_path / "timed.html").read_text(encoding="utf-8")
     assert "40 s to choose, 60 s to train: 40% is choosing" in text
     assert "Not recorded" not in text
+
+
+def test_what_less_would_have_given(run, made, tmp_path, hostile, tokenizer):
+    mean = {}
+    for one in tradeoff.tradeoff(run)["results"]:
+        if "failed" not in one:
+            mean.setdefault(one["share"], []).append(one["spearman"])
+    text = made[1]
+    assert {*mean} >= {0.0, 0.5}
+    for share, values in mean.items():
+        assert f"{100 * share:.0f} %: {np.mean(values):.3f}, {min(values):.3f}" in text
+        assert len(values) == 2
+    assert "Jaccard index with those of the full re-score" in text
+    part = p3select.Run(tmp_path / "part")
+    for epoch, share in ((1, None), (2, 0.7)):
+        p3select.score(hostile, part, epoch=epoch, scorer=FakeScorer(tokenizer, model=f"fake-{epoch}"), refresh=share)
+        p3select.select(part, epoch=epoch, epochs=3, budget=5, selector="topk")
+    page.report(part, out=tmp_path / "part.html")
+    text = (tmp_path / "part.html").read_text(encoding="utf-8")
+    assert "<h3>Scored in part</h3>" in text
+    about = json.loads((part.scores(2) / "refresh.json").read_text())
+    assert f"{about['held_back_rmse']:.4f}" in text
+    assert "It cannot be told: epoch 2 was itself predicted in part" in text
 
 
 # --- rows

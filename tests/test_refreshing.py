@@ -14,6 +14,7 @@ import p3select
 from benchmarks import refresh as refresh_
 from p3select import refreshing, scores, shards, validation
 from p3select.errors import InputError, MismatchError
+from p3select.tradeoff import tradeoff
 from tests.fakes import FakeEncoder, FakeScorer
 from tests.test_scores import files
 
@@ -469,8 +470,30 @@ def test_the_benchmark_looks_measured_rows_up(tmp_path, second, capsys):
     old, new = (table(second, epoch)["difficulty"] for epoch in (1, 2))
     assert none["spearman"] == pytest.approx(stats.spearmanr(old, new).statistic)
     assert none["spearman"] < some["spearman"] < more["spearman"]
-    assert found["cost"] == "tokens"
+    (alone,) = found["runs"]
+    assert (alone["cost"], alone["rows"], alone["results"]) == ("tokens", 200, found["results"])
     assert 0.27 < some["tokens"] <= 0.3
     assert 0.3 < some["claimed"] / some["rmse"] < 3
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert "goal at 25%: spearman ≥ 0.97: not measured" in capsys.readouterr().out
+
+
+def test_what_less_would_have_given(tmp_path, first, second, gsm8k, tokenizer):
+    found = tradeoff(second, shares=[0.4], seeds=2, rows=150)
+    assert (found["rows"], found["epochs"], found["cost"]) == (150, 2, "tokens")
+    none, some = found["results"]
+    assert none["spearman"] < some["spearman"] <= some["spearman_range"][1] <= 1
+    # The indices' own threshold; another pace has another one.
+    other = tradeoff(second, shares=[0.4], seeds=2, rows=150, pace="constant:50")["results"]
+    assert other[0]["spearman"] == none["spearman"]
+    assert other[0]["jaccard"] < none["jaccard"]
+    with pytest.raises(InputError, match="1 of the first two epochs are scored"):
+        tradeoff(first)
+    with pytest.raises(InputError, match=r"refresh 1.5: give a share"):
+        tradeoff(second, shares=[1.5])
+    run = copied(first, tmp_path / "run")
+    refresh(run, gsm8k, Smooth(tokenizer, 1))
+    with pytest.raises(InputError, match="epoch 2 was itself predicted in part"):
+        tradeoff(run)
+    few = tradeoff(second, shares=[0.02], seeds=1)["results"]
+    assert "comes to" in few[1]["failed"]

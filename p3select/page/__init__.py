@@ -80,7 +80,8 @@ def report(
          "same rows.", sections.coverage(scored, x)),
         ("shift", "Length and source", "Whether the selected rows are longer than all, or of other kinds.",
          sections.shift(scored, facts.columns(dataset, columns))),
-        ("cost", "Cost", "What choosing took, beside training.", sections.cost(scored, costs)),
+        ("cost", "Cost", "What choosing took, beside training.",
+         sections.cost(scored, costs) + sections.less(run, scored, kind)),
         ("rows", "Rows to look at", "", sections.rows(run, scored, dataset, x, tokenizer)),
         ("sources", "What was read", "", sections.sources(scored, dataset, notes)),
     )  # fmt: skip

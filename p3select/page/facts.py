@@ -249,6 +249,21 @@ def costs(run: Run, found: Sequence[Epoch]) -> dict[str, dict[int, Mapping[str, 
     return known
 
 
+def refreshed(run: Run, found: Sequence[Epoch]) -> list[tuple[Any, ...]]:
+    """Of each epoch that was scored in part: its number, share of tokens, rows predicted, and what was held back says.
+
+    That is the error, Spearman's ρ, and the share on the right side of λ.
+    """
+    lines = []
+    for epoch in found:
+        if guessed := epoch.status.get(scores.PREDICTED):
+            about = read_json(run.scores(epoch.source) / "refresh.json")
+            told = (about[f"held_back_{name}"] for name in ("rmse", "spearman", "right_side"))
+            values = (np.nan if value is None else value for value in told)
+            lines.append((epoch.number, f"{about['share_of_tokens']:.0%}", guessed, *values))
+    return lines
+
+
 def actions(run: Run, source: int, rows: Sequence[int]) -> dict[int, tuple[Values, NDArray[np.int64], str]]:
     """Row → its actions' log-probabilities and tokens, and its status; of rows that were scored."""
     settings = scores.settings(run, source)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from p3select import tradeoff
+from p3select.errors import InputError
 from p3select.page import drawings, examples, facts, signatures, tables
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ UNITS = {
     "ifd": "perplexity of the target with its prompt ÷ without it: above 1 the prompt does not help",
     "el2n": "the norm of probabilities − one-hot, mean over the target's tokens: from 0, certain, to √2",
 }
+# Rows of which it is told what scoring less would have given.
+TRADEOFF_ROWS = 5_000
+_LESS = (
+    "`p3select score --refresh 25%` scores rows with so many of the tokens and predicts the difficulty of the others. "
+    "Here it is done over again on the scores that there are: 0 % is to go on with those of epoch 1."
+)
 NO_INDEX = "<p>No epoch has an index yet: <code>p3select select</code> makes one.</p>"
 NO_VECTORS = "<p>The run folder has no embeddings: <code>p3select embed</code> makes them.</p>"
 
@@ -368,6 +376,51 @@ def cost(epochs: Sequence[Epoch], costs: Mapping[str, Mapping[int, Mapping[str, 
     return f'<p class="what">{escape(note)}</p><div class="grid">{"".join(figures)}</div><h3>By epoch</h3>{tokens}'
 
 
+def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
+    """What scoring a part of the rows (``score --refresh``) gave, and would have given on the epochs scored whole."""
+    done = facts.refreshed(run, epochs)
+    parts = []
+    if done:
+        heads = ("epoch", "tokens scored", "rows predicted", "held back: error", "held back: ρ", "right side of λ")
+        parts.append("<h3>Scored in part</h3>" + tables.html(heads, done))
+    parts.append("<h3>What scoring less would have given</h3>")
+    if kind != "p3":
+        return "".join(parts) + f"<p>Only p3 can be predicted, and this run goes by {escape(kind)}.</p>"
+    try:
+        found = tradeoff.tradeoff(run, rows=TRADEOFF_ROWS)
+    except InputError as error:
+        return "".join(parts) + f"<p>It cannot be told: {escape(str(error))}.</p>"
+    parts.append(
+        f'<p class="what">{_options(_LESS)} Of {found["rows"]:,} rows; shares are of the {escape(found["cost"])}.</p>'
+    )
+    figures = []
+    for key, title, what in (
+        ("spearman", "Order of all rows", "Spearman's ρ with the full re-score"),
+        ("jaccard", "Eligible rows", "Jaccard index with those of the full re-score"),
+    ):
+        by: dict[int, list[tuple[int, float]]] = {}
+        for one in found["results"]:
+            if one[key] is not None:
+                by.setdefault(round(100 * one["share"]), []).append((one["epoch"], one[key]))
+        if not by:
+            figures.append(f"<p>{escape(title)}: no index says where λ is.</p>")
+            continue
+        mean, worst = ([float(of([v for _, v in ones])) for ones in by.values()] for of in (np.mean, np.min))
+        drawing = drawings.trend(
+            f"{what}, by the percent of tokens scored: mean of the epochs, and the worst; "
+            + "; ".join(f"{share} %: {a:.3f}, {b:.3f}" for share, a, b in zip(by, mean, worst, strict=True)),
+            [*by],
+            [("mean of the epochs", "accent", mean), ("worst epoch", "bar", worst)],
+        )
+        lines = [(f"{share} %", *(dict(ones).get(e, np.nan) for e in _later(found))) for share, ones in by.items()]
+        table = tables.html(("tokens scored", *(f"epoch {e}" for e in _later(found))), lines)
+        note = f"{what}, by % of the tokens scored: mean of the epochs (accent), worst epoch (grey)"
+        figures.append(_figure(title, note, drawing, table))
+    failed = next((one["failed"] for one in found["results"] if "failed" in one), None)
+    parts.append(f'<div class="grid">{"".join(figures)}</div>')
+    return "".join(parts) + (f"<p>{escape(failed)}</p>" if failed else "")
+
+
 def rows(
     run: Run,
     epochs: Sequence[Epoch],
@@ -510,6 +563,10 @@ def _known(values: Values) -> Values:
 
 def _mean(values: Values) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _later(found: Mapping[str, Any]) -> list[int]:
+    return sorted({one["epoch"] for one in found["results"]})
 
 
 def _policy(epoch: Epoch) -> str:
