@@ -52,33 +52,28 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         picked = [rows[row] for row in order[number * options.batch : (number + 1) * options.batch]]
-        tokens, targets = batch(picked, tokenizer)
-        logits = network(input_ids=tokens, attention_mask=(tokens != tokenizer.pad_token_id).long()).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        loss.backward()
+        encoded = [encode(row, tokenizer) for row in picked]
+        count, loss = sum(len(targets) for _, targets in encoded), 0.0
+        for tokens, targets in encoded:  # one by one: no padding, and logits of targets alone
+            hidden = network.model(input_ids=tokens[None, :-1]).last_hidden_state[0, -len(targets) :]
+            one = torch.nn.functional.cross_entropy(network.lm_head(hidden), targets, reduction="sum") / count
+            one.backward()
+            loss += one.item()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {at + 1} of {total}: loss {loss.item():.3f}", flush=True)
+        print(f"step {at + 1} of {total}: loss {loss:.3f}", flush=True)
     network.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     if options.epoch < options.epochs:
         torch.save(optimizer.state_dict(), options.out / STATE)
 
 
-def batch(rows: list[dict[str, str]], tokenizer: AutoTokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (rows, length), padded at the end, and their targets, −100 where nothing is to be learned."""
-    ids, targets = [], []
-    for row in rows:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        whole = [*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id]
-        ids.append(torch.tensor(whole))
-        targets.append(torch.tensor([-100] * len(prompt) + whole[len(prompt) :]))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return (
-        pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
-        pad(targets, batch_first=True, padding_value=-100),
-    )
+def encode(row: dict[str, str], tokenizer: AutoTokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row's token ids (length,), and those at its end that are to be learned: the completion's, and the end's."""
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    whole = torch.tensor([*tokenizer(row["prompt"] + row["completion"])["input_ids"], tokenizer.eos_token_id])
+    return whole, whole[len(prompt) :]
 
 
 if __name__ == "__main__":
