@@ -92,6 +92,25 @@ def trainings() -> str:
     return "\n".join(parts) or "None is finished.\n"
 
 
+def refresh() -> str:
+    """What partial re-scoring would have given on the trainings' epochs."""
+    file = RESULTS / "refresh.json"
+    if not file.is_file():
+        return "Not measured yet.\n"
+    one = json.loads(file.read_text(encoding="utf-8"))
+    lines = [["epoch", "tokens scored", "ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error"]]
+    for it in one["results"]:
+        share = f"{it['share']:.0%}" if it["share"] else "none: epoch 1's scores"
+        if it["spearman"] is None:
+            values = ["too few rows", "", "", ""]
+        else:
+            values = [f"{it[name]:.3f}" for name in ("spearman", "spearman_predicted", "jaccard", "rmse")]
+        lines.append([str(it["epoch"]), share, *values])
+    return (
+        f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each.\n\n{table(lines)}"
+    )
+
+
 def table(lines: list[list[str]]) -> str:
     """Lines of cells as Markdown."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
@@ -113,7 +132,7 @@ def number(value: float) -> str:
     return "–" if value != value else f"{value:.2f}".replace("-", "−")
 
 
-PARTS = {"agreement": agreement, "rules": rules, "spread": spread, "trainings": trainings}
+PARTS = {"agreement": agreement, "rules": rules, "spread": spread, "trainings": trainings, "refresh": refresh}
 
 
 def page() -> str:

@@ -3,8 +3,8 @@
 What a policy finds hard after an epoch of training is much like what it found hard before, so that the change can be
 learned from some rows: in the logits of difficulty, by ridge regression on what is known of every row. The rows to
 measure are chosen twice. First, those measured longest ago and a random part, of which some are held back to tell the
-error by. Then, as a first prediction says where the threshold λ of the epoch will be, the rows nearest to it: there a
-small error puts a row on the wrong side, elsewhere it does not matter.
+error by. Then, as a first prediction says where the threshold λ of the epoch will be, the rows likeliest to be on its
+wrong side, per token: near λ a small error does it, elsewhere it does not matter.
 
 That difficulty can be predicted from a few rows is the idea of DOTS (arXiv 2506.05316) and MoPPS (arXiv 2507.04632)
 too; the parts and the regression are p3select's own.
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 # Shares of the tokens to score; what these leave is drawn at random.
 NEAR, STALE, HELD = 1 / 2, 1 / 4, 1 / 8
+# Probabilities below which rows that may be on the wrong side of the threshold count alike: the shorter come first, so
+# that more are measured.
+DOUBT = 0.1
 # Rows below which there is nothing to learn from, and nothing to tell the error by.
 LEAST_FITTED, LEAST_HELD = 10, 5
 # Principal components of the embeddings among the predictors: one for so many fitted rows, so many at most.
@@ -157,9 +160,12 @@ def drawn(
 ) -> tuple[Mask, Mask, Mask]:
     """The rows that are measured first: those measured longest ago, a random part, and a random part to hold back.
 
+    Rows of fewer tokens are likelier, but in the part to hold back, so that more of them are measured: the order is
+    that of a race, a row's time being exponential with its tokens as the mean (Efraimidis & Spirakis 2006).
+
     Args:
         tokens: (n,) of each row.
-        measured: (n,) the epoch in which it was last measured; among equals the seed chooses.
+        measured: (n,) the epoch in which it was last measured; among equals the race decides.
         budget: Tokens to be spent in all.
         near: Whether ``NEAR`` of them are kept for later; otherwise they go to the random part.
         seed: Of the draw.
@@ -167,29 +173,35 @@ def drawn(
     Returns:
         (stale, random, held), each (n,); together they have at most the budget's tokens.
     """
-    order = np.random.default_rng(seed).permutation(len(tokens))
+    rng = np.random.default_rng(seed)
+    held = _first(rng.permutation(len(tokens)), tokens, int(HELD * budget))
+    order = np.argsort(rng.exponential(size=len(tokens)) * tokens, kind="stable")
+    order = order[~held[order]]
     stale = _first(order[np.argsort(measured[order], kind="stable")], tokens, int(STALE * budget))
-    order = order[~stale[order]]
-    held = _first(order, tokens, int(HELD * budget))
     spent = int(tokens[stale | held].sum())
-    random = _first(order[~held[order]], tokens, int((1 - NEAR) * budget if near else budget) - spent)
+    random = _first(order[~stale[order]], tokens, int((1 - NEAR) * budget if near else budget) - spent)
     return stale, random, held
 
 
-def nearest(distance: Values, cost: NDArray[np.integer], candidates: Mask, budget: int) -> Mask:
-    """The nearest of the candidates that a budget pays for, (n,).
+def doubtful(
+    distance: Values, spread: float, tokens: NDArray[np.integer], free: Mask, candidates: Mask, budget: int
+) -> Mask:
+    """The candidates likeliest to be on the wrong side of the threshold, per token, as far as a budget goes, (n,).
 
     Args:
-        distance: (n,) from the threshold.
-        cost: (n,) in tokens; 0 for what is measured already.
+        distance: (n,) of the prediction from the threshold.
+        spread: Of predictions around what would be measured, as the standard deviation of a normal distribution.
+        tokens: (n,) of each row.
+        free: (n,) rows that cost nothing, as they are measured already.
         candidates: (n,) which rows are asked about.
         budget: Tokens to be spent.
     """
-    order = np.argsort(distance, kind="stable")
-    return _first(order[candidates[order]], cost, budget)
+    worth = np.maximum(stats.norm.sf(distance / max(spread, 1e-9)), DOUBT) / tokens
+    order = np.argsort(-worth, kind="stable")
+    return _first(order[candidates[order]], np.where(free, 0, tokens), budget)
 
 
-def predicted(x: Values, target: Values, fitted: Mask) -> Values:
+def predicted(x: Values, target: Values, fitted: Mask) -> tuple[Values, float]:
     """Ridge regression, its penalty by generalised cross-validation (Golub, Heath & Wahba 1979).
 
     Args:
@@ -198,7 +210,7 @@ def predicted(x: Values, target: Values, fitted: Mask) -> Values:
         fitted: (n,) which rows to learn from, 2 at least.
 
     Returns:
-        (n,) what the target is likely to be.
+        (n,) what the target is likely to be; and the standard deviation around it, by the cross-validation.
     """
     known, y = x[fitted], target[fitted]
     spread = known.std(axis=0)
@@ -215,7 +227,7 @@ def predicted(x: Values, target: Values, fitted: Mask) -> Values:
         if score < best:
             best, slope = score, vt.T @ (s / (s**2 + penalty) * along)
     found: Values = y.mean() + (x[:, told] - mean) / spread @ slope
-    return found
+    return found, float(np.sqrt(best * len(y)))
 
 
 def refreshed(
@@ -267,18 +279,19 @@ def refreshed(
     components = 0 if vectors is None else min(COMPONENTS, int((stale | random).sum()) // ROWS_OF_COMPONENT)
     x = _predictors(known, epoch, rows, sizes, vectors, components)
 
-    def guess() -> Values:
-        change = logit(np.clip(now, EDGE, 1 - EDGE)) - old
-        found: Values = old + predicted(x, change, np.isfinite(now) & ~held)
-        return found
+    def guess() -> tuple[Values, float]:
+        change, spread = predicted(x, logit(np.clip(now, EDGE, 1 - EDGE)) - old, np.isfinite(now) & ~held)
+        return old + change, spread
 
-    likely = guess()
+    likely, spread = guess()
     if percentile is not None:
         done = np.isfinite(now)
         lam = np.percentile(np.where(done, now, expit(likely)), percentile)
-        region = nearest(
+        region = doubtful(
             np.abs(likely - logit(np.clip(lam, EDGE, 1 - EDGE))),
-            np.where(done, 0, tokens),
+            spread,
+            tokens,
+            done,
             ~done | held,
             budget - int(tokens[asked].sum()),
         )
@@ -287,7 +300,7 @@ def refreshed(
             now = np.where(done, now, _of("near", near, rows, len(known.difficulty), measure))
         if (held & ~region).sum() >= LEAST_HELD:
             held &= ~region
-        likely = guess()
+        likely, _ = guess()
     done = np.isfinite(now)
     values = np.where(done, now, expit(likely))
     about: dict[str, Any] = {

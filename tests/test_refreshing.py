@@ -116,9 +116,9 @@ def test_a_linear_drift_is_found(share):
     assert 0.7 < np.sqrt(np.mean(wrong**2)) / np.sqrt(np.mean(found.error[~measured] ** 2)) < 1.4
     assert 0.7 < np.sqrt(np.mean(wrong**2)) / found.about["held_back_rmse"] < 1.4
     assert found.about["held_back_right_side"] > 0.97
-    # Rows near the threshold are measured; those that are held back are not of them.
+    # Of rows near the threshold more are measured than of those far off.
     distance = np.abs(logit(now) - logit(np.percentile(now, 70)))
-    assert np.median(distance[asked["near"]]) < 0.4 * np.median(distance)
+    assert np.mean(measured[distance < 0.05]) > np.mean(measured[distance > 1]) + 0.1
 
 
 def test_without_a_threshold_the_rest_is_drawn_at_random():
@@ -190,23 +190,36 @@ def test_what_is_drawn_first_keeps_to_the_budget(rows, share, near, seed):
     assert tokens[stale | random | held].sum() <= (budget / 2 if near else budget)
     # No row that was measured later is taken as stale before one that was measured earlier.
     if stale.any():
-        assert measured[~stale].min(initial=5) >= measured[stale].max()
+        assert measured[~(stale | held)].min(initial=5) >= measured[stale].max()
     again = refreshing.drawn(tokens, measured, budget, near=near, seed=(seed,))
     assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
 
 
+def test_of_what_is_drawn_first_more_rows_are_short():
+    tokens, measured = np.tile([50, 500], 1000), np.ones(2000, int)
+    drawn = [refreshing.drawn(tokens, measured, 60_000, near=False, seed=(seed,)) for seed in range(5)]
+    # A row with a tenth of the tokens comes first ten times as often; what is held back is drawn evenly.
+    short = [np.mean(np.concatenate([tokens[parts[place]] for parts in drawn]) == 50) for place in range(3)]
+    assert min(short[:2]) > 0.75
+    assert 0.4 < short[2] < 0.6
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9), st.booleans()), min_size=1, max_size=40),
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.booleans(), st.booleans()), min_size=1, max_size=40),
     st.integers(0, 60),
+    st.sampled_from([0.0, 0.5, 4.0]),
 )
-def test_the_nearest_are_those_that_a_budget_pays_for(rows, budget):
-    distance, cost, candidates = np.array(rows).T
-    taken = refreshing.nearest(distance.astype(float), cost, candidates.astype(bool), budget)
+def test_the_doubtful_are_those_that_a_budget_pays_for(rows, budget, spread):
+    distance, tokens, free, candidates = np.array(rows).T
+    free, candidates = free.astype(bool), candidates.astype(bool)
+    taken = refreshing.doubtful(distance.astype(float), spread, tokens, free, candidates, budget)
+    wrong = np.maximum(stats.norm.sf(distance / (spread or 1e-9)), refreshing.DOUBT) / tokens
     left, expected = budget, []
-    for row in sorted(np.flatnonzero(candidates), key=lambda row: (distance[row], row)):
-        if cost[row] > left:
+    for row in sorted(np.flatnonzero(candidates), key=lambda row: (-wrong[row], row)):
+        cost = 0 if free[row] else tokens[row]
+        if cost > left:
             break
-        left -= cost[row]
+        left -= cost
         expected.append(row)
     assert np.flatnonzero(taken).tolist() == sorted(expected)
 
@@ -225,10 +238,13 @@ def test_the_ridge_is_that_of_least_generalised_cross_validation():
     penalty = min(scored)[1]
     slope = np.linalg.solve(known.T @ known + penalty * np.eye(6), known.T @ (y[fitted] - y[fitted].mean()))
     expected = y[fitted].mean() + (x[:, :6] - x[fitted, :6].mean(0)) / x[fitted, :6].std(0) @ slope
-    np.testing.assert_allclose(refreshing.predicted(x, y, fitted), expected, rtol=1e-9)
+    found, spread = refreshing.predicted(x, y, fitted)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert spread == pytest.approx(np.std((found - y)[~fitted]), rel=0.3)
     # What is exactly linear is found, whatever the rows that are not fitted hold.
     exact = 2 + x[:, 0] - x[:, 2]
-    found = refreshing.predicted(x, np.where(fitted, exact, np.nan), fitted)
+    found, spread = refreshing.predicted(x, np.where(fitted, exact, np.nan), fitted)
+    assert spread < 0.01
     np.testing.assert_allclose(found, exact, atol=0.01)
 
 

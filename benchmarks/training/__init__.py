@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
     parser.add_argument("--name", default=None, help="of the result [default: what --on names]")
     options = parser.parse_args(arguments)
-    folder = options.runs / (options.name or options.on)
+    folder = options.runs / options.on
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{part}.parquet" for part in ("train", "test")]
     for file, source, count in zip(files, FILES[options.on], (options.rows, options.held_out), strict=True):
