@@ -39,6 +39,22 @@ def agreement() -> str:
     return table(lines)
 
 
+def groups() -> str:
+    """The same of p3 and length by group, where there are any."""
+    lines = [["data", "group", "rows", "p3", "p3 given length", "length"]]
+    for name, one in found().items():
+        entries = [entry for entry in one["difficulties"].get("agreement", []) if entry["group"] != "all"]
+        names = dict.fromkeys(entry["group"] for entry in entries)
+        for place, group in enumerate(names):
+            p3, length = (
+                next(it for it in entries if it["group"] == group and it["measure"] == measure)
+                for measure in ("p3 by line", "length")
+            )
+            values = (interval(it) for it in (p3["spearman"], p3.get("given_length"), length["spearman"]))
+            lines.append([SETS[name].partition(":")[0] if not place else "", group, f"{p3['rows']:,}", *values])
+    return table(lines)
+
+
 def rules() -> str:
     """The same of p3 by the rules that cut actions."""
     lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree"]]
@@ -119,7 +135,9 @@ def table(lines: list[list[str]]) -> str:
 
 def interval(value: list[float] | None) -> str:
     """[value, low, high] as text."""
-    return "" if value is None else f"{number(value[0])} [{number(value[1])}, {number(value[2])}]"
+    if value is None or value[0] != value[0]:
+        return "" if value is None else "–"
+    return f"{number(value[0])} [{number(value[1])}, {number(value[2])}]"
 
 
 def half(value: dict) -> str:
@@ -132,7 +150,14 @@ def number(value: float) -> str:
     return "–" if value != value else f"{value:.2f}".replace("-", "−")
 
 
-PARTS = {"agreement": agreement, "rules": rules, "spread": spread, "trainings": trainings, "refresh": refresh}
+PARTS = {
+    "agreement": agreement,
+    "groups": groups,
+    "rules": rules,
+    "spread": spread,
+    "trainings": trainings,
+    "refresh": refresh,
+}
 
 
 def page() -> str:
