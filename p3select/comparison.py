@@ -6,6 +6,7 @@ A strategy is a name for arguments of :func:`p3select.select`; ``NAME+OPTION=VAL
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -147,6 +148,8 @@ def compare(
         "scores_fingerprints": {str(one): scores.fingerprint(run, one) for one in compared},
         "version": __version__,
     }
+    for name in arms:  # of an earlier call, by which fresh would go
+        shutil.rmtree(out / "selections" / folder(name) / "index", ignore_errors=True)
     seconds, ever = [], np.zeros((len(arms), len(known.dataset)), np.bool_)
     for one in compared:
         picks, taken = _select(known, arms, out, one, {"epochs": epochs, "budget": budget, "seed": seed}, show_progress)
@@ -222,10 +225,13 @@ def _select(
         lent = Lent(out / "selections" / folder(name), known.run, scored=True)
         lent.bind(known.dataset)
         clock = time.monotonic()
-        try:
-            picks[name] = selection.select(lent, epoch=epoch, overwrite=True, **{**given, **arguments})
-        except InputError as error:
-            raise InputError(f"strategy {name}, epoch {epoch}: {error}") from None
+        # What fresh goes by, where only a later epoch is compared.
+        before = [one for one in range(1, epoch) if arguments.get("fresh") and not lent.index(one).is_file()]
+        for one in (*before, epoch):
+            try:
+                picks[name] = selection.select(lent, epoch=one, overwrite=True, **{**given, **arguments})
+            except InputError as error:
+                raise InputError(f"strategy {name}, epoch {one}: {error}") from None
         seconds[name] = time.monotonic() - clock
         if show_progress:
             progress.say(f"epoch {epoch}, {name}: {len(picks[name]):,} rows in {seconds[name]:.1f} s")

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from p3select.limits import Limits
 
+# What a selector is told of the rows, if it names it.
+OF_ROWS = ("lengths", "ifd")
 # Rows on which diversity is measured: a log determinant costs their number cubed.
 DIVERSITY_ROWS = 2000
 # With Ray and no number given. The result depends on it, and not on the workers.
@@ -183,7 +185,13 @@ def select(
         parameters,
         (similarity, scale, whiten, h),
         # A new draw each epoch from the one seed.
-        {"seed": (seed, epoch), "keep": keep if keep.size else None, "limits": limits},
+        {
+            "seed": (seed, epoch),
+            "keep": keep if keep.size else None,
+            "limits": limits,
+            "lengths": lengths,
+            "ifd": values_eligible if difficulty == "ifd" else None,
+        },
     )
     weight = _cost_weight(selector, tokens, cost_weight)
     seen = q if costs is None else q / costs ** (weight / 2)
@@ -354,7 +362,7 @@ def _options(
         name: The selector's.
         parameters: Its keywords.
         kernels: The similarity, the scale and whether to whiten, as asked for; and the data's own scale.
-        given: ``seed``, and ``keep`` and ``limits`` or None.
+        given: ``seed`` and ``lengths``; ``keep``, ``limits`` and ``ifd`` or None.
     """
     similarity, scale, whiten, h = kernels
     options: dict[str, Any] = {}
@@ -368,8 +376,9 @@ def _options(
         options["similarity"] = similarity
     elif similarity != "gaussian":
         raise InputError(f"similarity {similarity!r}: selector {name!r} takes none")
-    if "seed" in parameters:
-        options["seed"] = given["seed"]
+    options |= {keyword: given[keyword] for keyword in ("seed", *OF_ROWS) if keyword in parameters}
+    if "ifd" in options and given["ifd"] is None:
+        raise InputError(f"selector {name!r} goes by the difficulty ifd: give difficulty 'ifd'")
     for keyword, what in (("keep", "rows to include"), ("limits", "limits (tokens, at_most, share)")):
         if given[keyword] is not None:
             if keyword not in parameters:
@@ -580,13 +589,14 @@ def _checked(
     function: Callable[..., Any] = selectors.find(selector) if isinstance(selector, str) else selector
     name = name_of(selector)
     try:
-        inspect.signature(function).bind(None, None, 1)
+        signature = inspect.signature(function)
+        signature.bind(None, None, 1, **dict.fromkeys(name for name in OF_ROWS if name in signature.parameters))
     except (TypeError, ValueError):
         raise InputError(f"selector {name!r}: no function of (embeddings, quality, k)") from None
     if not 0 <= fresh <= 1:
         raise InputError(f"fresh {fresh}: from 0 to 1")
-    if selector == "uniform" and (quality, weight, fresh) != ("harder", 1.0, 0.0):
-        raise InputError("selector 'uniform' goes by no quality: leave quality, quality_weight and fresh out")
+    if selector in ("uniform", "longest") and (quality, weight, fresh) != ("harder", 1.0, 0.0):
+        raise InputError(f"selector {name!r} goes by no quality: leave quality, quality_weight and fresh out")
     if selector == "topk" and quality == "none":
         raise InputError("selector 'topk' with quality 'none' would take the first rows: choose another of the two")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:

@@ -19,7 +19,6 @@ from p3select import constraints, embeddings, fingerprints, scores, selection, s
 from p3select import dataset as data
 from p3select.errors import InputError, MismatchError
 from p3select.run import Run, read_json
-from p3select.selectors.longest import longest
 from p3select.selectors.rds import rds
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ STRATEGIES: Strategies = {
     "rds": EVERY | {"selector": "rds", "quality": "none"},
     "full": EVERY | {"selector": "uniform", "budget": "100%"},
 }
-"""Name → arguments of :func:`p3select.select`, ``longest`` and ``rds`` (RDS+) being bound to lengths and queries.
+"""Name → arguments of :func:`p3select.select`, ``rds`` (RDS+) being bound to its queries.
 
 ``uniform`` draws anew in each epoch (RS2: Okanovic et al., ICLR 2024, arXiv 2305.18424); ``static`` scores once;
 ``full`` takes every row, whatever the budget.
@@ -66,9 +65,6 @@ ABLATIONS = ("p3", "pace-only", "dpp-only", "reversed", "static")
 BLIND = ("uniform", "longest", "rds")
 # Options of select that are the comparison's own to give, or are of no use to it.
 OWN = ("run", "epoch", "epochs", "budget", "seed", "parts", "engine", "workers", "address", "overwrite")
-
-# Selectors that need more than select gives them.
-BOUND: Mapping[str, Callable[..., Any]] = {"longest": longest, "rds": rds}
 # What embeddings have to have in common to be compared.
 ENCODED = ("encoder", "encoder_fingerprint", "dimension", "text")
 
@@ -167,10 +163,13 @@ def _lack(
         scores.settings(run, epoch).get(asked) for epoch in ([once] if once else epochs)
     ):
         return f"the rows were scored without --{asked}: score them again with it"
+    went = [epoch for epoch in ([once] if once else epochs) if "refresh" in scores.settings(run, epoch)]
+    if asked not in (None, "p3") and went:
+        return f"epoch {went[0]} was scored in part (--refresh), and p3 alone is predicted: score all of its rows"
     if selector == "rds" and queries is None:
         return "it needs a query set: give --queries, another run folder or COLUMN=VALUE"
     if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str):
-        function = BOUND[selector] if selector in BOUND else selectors.find(selector)
+        function = rds if selector == "rds" else selectors.find(selector)
         if "limits" not in inspect.signature(function).parameters:
             return "its selector takes no budget in tokens: give one in rows"
     return None
@@ -196,11 +195,12 @@ def _ready(
     if "per" in arguments and "at_most" not in arguments:
         wanted = tokens or constraints.budget_rows(arguments.get("budget", budget), len(dataset))
         arguments["at_most"] = _level(dataset, table, arguments["per"], wanted, in_tokens=tokens is not None)
-    if arguments.get("selector") == "longest":
-        arguments["selector"] = _bound(longest, lengths=table.column("tokens").to_numpy())
-    elif arguments.get("selector") == "rds":
+    if arguments.get("selector") == "rds":
         vectors, rows = _queries(run, dataset, str(queries))
-        arguments |= {"selector": _bound(rds, queries=vectors)} | ({"exclude": rows} if rows else {})
+        arguments["selector"] = _bound(rds, queries=vectors)
+        if rows:
+            also = constraints.listed("exclude", arguments.get("exclude"), run).tolist()
+            arguments["exclude"] = sorted({*rows, *also})
     return arguments
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from p3select import __version__, index, loops, progress, scores, shards, strategies, tokenised
+from p3select import __version__, embeddings, index, loops, progress, scores, shards, strategies, tokenised
 from p3select.errors import InputError, MismatchError, P3Error
 from p3select.run import Lent, Run, read_json, write_json
 
@@ -106,14 +106,17 @@ def trained(
             if show_progress:
                 told = ", ".join(f"{key} {value:.4f}" for key, value in one["results"].items())
                 progress.say(f"trained by {name}, seed {seed}: {told}")
-    measured = [seconds for one in records for seconds in one["seconds_scoring"] if seconds]
-    cost = {"tokens_a_pass": _tokens(run), "seconds_a_pass": float(np.median(measured)) if measured else None}
+    measured = [seconds for one in records for seconds in one["seconds_scoring"] if seconds] or _first_pass(run)
+    each, seconds = _tokens(run), float(np.median(measured)) if measured else None
+    twice = [name for name, arguments in arms.items() if arguments.get("difficulty") == "ifd"]
+    tokens = dict.fromkeys(arms, each) | dict.fromkeys(twice, _tokens(run, second=bool(twice)))
     return {
         **call,
         "seeds": list(seeds),
-        **cost,
+        "tokens_a_pass": each,
+        "seconds_a_pass": seconds,
         "before": before,
-        "strategies": [_summed(records, name, cost) for name in arms],
+        "strategies": [_summed(records, name, tokens[name], seconds) for name in arms],
         "dataset_fingerprint": dataset.fingerprint,
         "version": __version__,
     }
@@ -137,6 +140,8 @@ def _arm(
         "scoring": {key: str(value) for key, value in scoring.items() if value},
         "selecting": strategies.plain(arguments),
         "dataset": dataset.fingerprint,
+        "embeddings": embeddings.read(run)[1],
+        "scores": scores.fingerprint(run, 1),
     }
     if mark.is_file():
         record = read_json(mark)
@@ -155,7 +160,7 @@ def _arm(
         budget=selecting.pop("budget", call["budget"]),
         train=call["train"],
         to=call["to"],
-        scoring=_scoring(run, dataset) | dict(scoring),
+        scoring=_scoring(run, dataset, arguments.get("difficulty")) | dict(scoring),
         selecting=selecting,
         seed=seed,
         show_progress=show_progress,
@@ -177,27 +182,35 @@ def _arm(
     return record
 
 
-def _scoring(run: Run, dataset: Dataset) -> dict[str, Any]:
-    """How the rows were scored under the first policy, so that these scores can be taken over."""
+def _scoring(run: Run, dataset: Dataset, difficulty: str | None) -> dict[str, Any]:
+    """How the rows were scored under the first policy, so that these scores can be taken over; for a difficulty alone.
+
+    What another difficulty needs besides is not paid for.
+    """
     settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
     return {
         **tokenised.rules(settings),
         "shard_rows": settings["shard_rows"],
-        **{name: bool(settings.get(name)) for name in ("ifd", "el2n")},
+        **{name: name == difficulty for name in ("ifd", "el2n")},
         "limit": None if rows == len(dataset) else rows,
         "reuse": run,
     }
 
 
-def _tokens(run: Run) -> int | None:
-    """Tokens that a pass over all rows has; None where they are not kept any more."""
+def _first_pass(run: Run) -> list[float]:
+    """The seconds that the run's own scoring took, where they are known."""
+    file = run.cost("score", 1)
+    seconds = read_json(file).get("seconds") if file.is_file() else None
+    return [seconds] if seconds else []
+
+
+def _tokens(run: Run, *, second: bool = False) -> int | None:
+    """Tokens that a pass over all rows has, or both passes of ``ifd``; None where they are not kept any more."""
     settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
     folder, parts = tokenised.folder(run, settings, rows), shards.ranges(rows, settings["shard_rows"])
     if shards.missing(folder, parts):
         return None
-    return sum(
-        tokenised.plan(folder, part, second=range(part.rows) if settings.get("ifd") else None).tokens for part in parts
-    )
+    return sum(tokenised.plan(folder, part, second=range(part.rows) if second else None).tokens for part in parts)
 
 
 def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, float]:
@@ -233,7 +246,9 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _summed(records: Sequence[Mapping[str, Any]], strategy: str, cost: Mapping[str, Any]) -> dict[str, Any]:
+def _summed(
+    records: Sequence[Mapping[str, Any]], strategy: str, tokens: int | None, seconds: float | None
+) -> dict[str, Any]:
     """A strategy over its seeds, of the records of all."""
     own, first = ([one for one in records if one["strategy"] == name] for name in (strategy, records[0]["strategy"]))
     results, passes = {}, own[0]["passes"]
@@ -245,8 +260,8 @@ def _summed(records: Sequence[Mapping[str, Any]], strategy: str, cost: Mapping[s
         "strategy": strategy,
         "results": results,
         **{name: float(np.mean([one[name] for one in own])) for name in ("rows", "tokens", "seconds_training")},
-        "tokens_scored": _times(passes, cost["tokens_a_pass"]),
-        "seconds_scoring": _times(passes, cost["seconds_a_pass"]),
+        "tokens_scored": _times(passes, tokens),
+        "seconds_scoring": _times(passes, seconds),
         "passes": passes,
     }
 

@@ -162,9 +162,14 @@ def test_middle_keeps_to_limits():
 
 def test_ifd_takes_the_highest_below_one():
     difficulty = np.array([0.4, 1.5, 0.9, 1.0, 0.7, 1.2])
-    rows, gains = ifd(None, difficulty / (1 + difficulty), 6)
+    rows, gains = ifd(None, difficulty / (1 + difficulty), 6, ifd=difficulty)
     assert rows.tolist() == [2, 4, 0, 3, 5, 1]
     np.testing.assert_allclose(gains, [(0.9 / 1.9) ** 2, (0.7 / 1.7) ** 2, (0.4 / 1.4) ** 2, 0, 0, 0])
+    # Whatever quality is made of.
+    rows, _ = ifd(None, difficulty**4 * 100, 6, ifd=difficulty)
+    assert rows.tolist() == [2, 4, 0, 3, 5, 1]
+    with pytest.raises(InputError, match=r"ifd of shape \(5,\), but 6 rows"):
+        ifd(None, difficulty, 2, ifd=difficulty[:5])
 
 
 @pytest.mark.parametrize("seed", range(5))

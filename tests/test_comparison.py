@@ -246,6 +246,54 @@ def test_ifd_needs_the_second_pass(run, data, smollm2, tmp_path):
     assert picked(tmp_path / "out", "ifd", 1).tolist() == np.argsort(-below, kind="stable")[:10].tolist()
 
 
+def test_the_filter_of_ifd_holds_whatever_the_quality(data, smollm2, tmp_path):
+    run = scored(data, tmp_path / "run", smollm2, epochs=2, ifd=True)
+    values = table(run, 2)
+    ratio = np.exp(-values["logprob"] / values["tokens"] + values["alone_logprob"] / values["alone_tokens"]).to_numpy()
+    assert 20 < (ratio < 1).sum() < len(ratio)
+    options = {"epoch": 2, "epochs": 2, "pace": "constant:100", "difficulty": "ifd", "selector": "ifd"}
+    p3select.select(run, budget=10, **options | {"epoch": 1})
+    for more in ({"quality_weight": 3.0}, {"fresh": 0.9}, {"quality": "easier"}):
+        rows = p3select.select(run, budget=10, overwrite=True, **options, **more).rows
+        assert (ratio[rows] < 1).all()
+    with pytest.raises(InputError, match="selector 'ifd' goes by the difficulty ifd"):
+        p3select.select(run, budget=10, **options | {"difficulty": "p3"})
+
+
+def test_the_longest_of_each_epoch_s_rows(data, smollm2, tmp_path):
+    run = p3select.Run(tmp_path / "run")
+    p3select.embed(data, run, FakeEncoder())
+    for epoch, limit in ((1, 60), (2, 50)):
+        p3select.score(data, run, epoch=epoch, scorer=FakeScorer(tokenizer(smollm2), model=f"m{epoch}"), limit=limit)
+    out = tmp_path / "out"
+    p3select.compare(run, budget=9, epochs=2, out=out, strategies=["longest", "longest+pace=linear:50:95"])
+    for epoch, limit in ((1, 60), (2, 50)):
+        tokens = table(run, epoch)["tokens"].to_numpy()
+        assert len(tokens) == limit
+        assert picked(out, "longest", epoch).tolist() == np.argsort(-tokens, kind="stable")[:9].tolist()
+
+
+def test_what_goes_by_more_than_p3_is_left_out_of_epochs_scored_in_part(data, smollm2, tmp_path):
+    run = scored(data, tmp_path / "run", smollm2, epochs=1)
+    p3select.score(data, run, epoch=2, scorer=FakeScorer(tokenizer(smollm2), model="m2"), refresh=0.7)
+    found = p3select.compare(run, budget=9, epochs=2, out=tmp_path / "out")
+    assert {*found["left_out"]} >= {"nll-high", "nll-middle", "nll-low"}
+    assert "epoch 2 was scored in part" in found["left_out"]["nll-high"]
+    assert {"p3", "static", "uniform"} <= {*found["strategies"]}
+    with pytest.raises(InputError, match="strategy nll-low: epoch 2 was scored in part"):
+        p3select.compare(run, budget=9, epochs=2, out=tmp_path / "out", strategies=["nll-low"])
+
+
+def test_fresh_goes_by_the_same_call_alone(run, tmp_path):
+    options = {"epochs": 2, "strategies": ["p3+fresh=1"]}
+    p3select.compare(run, budget=60, out=tmp_path / "used", **options)
+    for out in ("used", "new"):
+        p3select.compare(run, budget=30, epoch=2, out=tmp_path / out, **options)
+    rows = [picked(tmp_path / out, "p3+fresh=1", 2).tolist() for out in ("used", "new")]
+    assert rows[0] == rows[1]
+    assert not set(rows[0]) & set(picked(tmp_path / "new", "p3+fresh=1", 1))
+
+
 def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
     with pytest.raises(InputError, match=r"strategy el2n: the rows were scored without --el2n"):
         p3select.compare(run, budget=10, epochs=1, out=tmp_path / "out", strategies=["el2n"])
@@ -254,7 +302,9 @@ def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
     assert {*found["left_out"]} == {"static", "ifd", "rds"}
     values = table(with_el2n, 1)["el2n"].to_numpy()
     assert picked(tmp_path / "out", "el2n", 1).tolist() == np.argsort(-values, kind="stable")[:10].tolist()
-    assert trainings._scoring(with_el2n, with_el2n.dataset())["el2n"] is True
+    assert trainings._scoring(with_el2n, with_el2n.dataset(), "el2n")["el2n"] is True
+    # What others do not go by is not paid for.
+    assert trainings._scoring(with_el2n, with_el2n.dataset(), None)["el2n"] is False
 
 
 def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
@@ -267,6 +317,11 @@ def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
     cosines = vectors[queries] @ vectors.T
     cosines[:, queries] = -2
     assert rows[0] == cosines[0].argmax()
+    # Rows that somebody leaves out stay out.
+    also = {"strategies": [f"rds+exclude=[{rows[0]},{rows[1]}]"], "out": tmp_path / "less"}
+    p3select.compare(run, queries="source=c", **options | also)
+    less = picked(tmp_path / "less", f"rds+exclude=-{rows[0]},{rows[1]}-", 1)
+    assert not set(less) & {*queries, rows[0], rows[1]}
     # The same query set from a run folder of its own.
     pl.read_parquet(data)[queries.tolist()].write_parquet(tmp_path / "queries.parquet")
     p3select.embed(tmp_path / "queries.parquet", tmp_path / "queries", FakeEncoder())
@@ -460,6 +515,10 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
     assert ((out / "trained.json").read_bytes(), (tmp_path / "evaluations.txt").read_text()) == before
     with pytest.raises(P3Error, match=r"strategy p3, seed 0: .*made otherwise \(differs in train\)"):
         p3select.compare(base, out=out, scoring=SCORING, **commands(also=" "), **TRAINED)
+    # Nor is a training of other selections taken for one of these.
+    p3select.embed(base.info()["dataset"]["paths"][0], base, FakeEncoder(), text="both", overwrite=True)
+    with pytest.raises(P3Error, match=r"strategy p3, seed 0: .*made otherwise \(differs in embeddings\)"):
+        p3select.compare(base, out=out, scoring=SCORING, **commands(), **TRAINED)
 
 
 @pytest.mark.slow

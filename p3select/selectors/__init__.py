@@ -28,6 +28,7 @@ BUILTIN = {
     "d2": ("p3select.selectors.d2:d2", ""),
     "deita": ("p3select.selectors.deita:deita", ""),
     "ifd": ("p3select.selectors.ifd:ifd", ""),
+    "longest": ("p3select.selectors.longest:longest", ""),
     "middle": ("p3select.selectors.middle:middle", ""),
     "uniform": ("p3select.selectors.uniform:uniform", ""),
 }
@@ -38,7 +39,8 @@ class Selector(Protocol):
 
     What it names as a keyword it is given: ``similarity`` and ``scale`` of the kernel; ``seed`` (an int or a sequence
     of them, as :func:`numpy.random.default_rng` takes); ``keep``, places of rows that have to be picked; ``limits``,
-    a :class:`p3select.limits.Limits`, under which it may pick fewer than k.
+    a :class:`p3select.limits.Limits`, under which it may pick fewer than k; ``lengths``, (n,) tokens of the rows'
+    targets; ``ifd``, (n,) the rows' difficulties of that name, which have then to be asked for.
     """
 
     def __call__(

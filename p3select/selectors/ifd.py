@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from p3select import kernel
+from p3select.errors import InputError
 from p3select.selectors import checked, in_order
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
     from p3select.limits import Limits
 
-ALIGNED = 0.5
-"""The quality d / (1 + d) of difficulty d = 1; see :func:`p3select.kernel.quality`."""
+ALIGNED = 1.0
+"""The difficulty of rows whose prompt makes no difference."""
 
 
 def ifd(
@@ -27,26 +29,31 @@ def ifd(
     quality: ArrayLike,
     k: int,
     *,
+    ifd: ArrayLike,
     keep: ArrayLike | None = None,
     limits: Limits | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The rows of highest quality below ``ALIGNED``, highest first; ties go to the lower row.
+    """The rows of highest quality among those below ``ALIGNED``, highest first; ties go to the lower row.
 
     Args:
         embeddings: Not used.
-        quality: (n,) ≥ 0: of difficulty ``ifd``, ``harder``, with weight 1.
+        quality: (n,) ≥ 0.
         k: 1 ≤ k ≤ n.
+        ifd: (n,) the rows' difficulty ``ifd``.
         keep: (m,) places of rows that come first, m ≤ k.
         limits: What may be taken of groups of rows; see :mod:`p3select.limits`.
 
     Returns:
         (rows, gains): (k,) int64, and (k,) float64 q². Where fewer than k rows are below, those that are not follow,
-        lowest first, with gain 0; fewer than k where limits let no more in.
+        of lowest difficulty first, with gain 0; fewer than k where limits let no more in.
 
     Raises:
-        InputError: As :func:`p3select.selectors.checked`.
+        InputError: As :func:`p3select.selectors.checked`, or difficulties of another number of rows.
     """
     q, k = checked(quality, k)
-    below = q < ALIGNED
-    rows = in_order(np.lexsort((np.where(below, -q, q), ~below)), k, keep, limits)
+    ratio = kernel.real("ifd", ifd).astype(np.float64)
+    if ratio.shape != q.shape:
+        raise InputError(f"ifd of shape {ratio.shape}, but {q.size} rows")
+    below = ratio < ALIGNED
+    rows = in_order(np.lexsort((np.where(below, -q, ratio), ~below)), k, keep, limits)
     return rows, np.where(below, np.square(q), 0.0)[rows]
