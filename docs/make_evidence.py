@@ -7,7 +7,7 @@ from pathlib import Path
 PAGE = Path(__file__).with_name("evidence.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 SETS = {
-    "math": "MATH, train: 43 of each subject and level",
+    "math": "MATH, train: subjects and levels alike",
     "math-cp": "MATH, Counting & Probability: all",
     "apps": "APPS-150 (code): introductory, interview, competition",
     "mnli": "MNLI (inference): texts as they are",
@@ -57,14 +57,15 @@ def groups() -> str:
 
 def rules() -> str:
     """The same of p3 by the rules that cut actions."""
-    lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree"]]
+    lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree", "line and token"]]
     for name, one in found().items():
         part = one["rules"]
         all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] == "all"}
         names = part["between"]["measures"]
-        same = part["between"]["spearman"][names.index("p3 by line")][names.index("p3 by whole")]
+        line = part["between"]["spearman"][names.index("p3 by line")]
+        same = (number(line[names.index(f"p3 by {rule}")]) for rule in ("whole", "token"))
         values = (interval(all_of[rule]["spearman"]) if rule in all_of else "–" for rule in RULES)
-        lines.append([SETS[name], *values, number(same)])
+        lines.append([SETS[name], *values, *same])
     return table(lines)
 
 
@@ -104,8 +105,21 @@ def trainings() -> str:
         parts.append(
             f"**{file.stem.removeprefix('training-')}**: {settings['rows']} rows, {settings['epochs']} epochs of "
             f"{settings['budget']}, seeds {seeds}; mean ± half the 95 % interval over seeds.\n\n{table(lines)}"
+            f"\nDifficulties of the {settings['rows']} rows by epoch, mean over seeds:\n\n{epochs(one['epochs'])}"
         )
     return "\n".join(parts) or "None is finished.\n"
+
+
+def epochs(found: dict[str, list[dict]]) -> str:
+    """What became of the difficulties of all rows, by strategy and epoch."""
+    lines = [["trained by", "epoch", "mean p3", "ρ with length", "ρ with the epoch before"]]
+    for name in dict.fromkeys(key.rpartition(" ")[0] for key in found):
+        runs = [one for key, one in found.items() if key.rpartition(" ")[0] == name and len(one) > 1]
+        for place, some in enumerate(zip(*runs, strict=True)):
+            values = [[one[key] for one in some if key in one] for key in ("difficulty", "length", "before")]
+            shown = (number(sum(part) / len(part)) if part else "" for part in values)
+            lines.append([name if not place else "", str(some[0]["epoch"]), *shown])
+    return table(lines)
 
 
 def refresh() -> str:

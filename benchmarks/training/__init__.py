@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from scipy import stats
 
 import p3select
 from benchmarks._machine import machine
@@ -102,7 +103,28 @@ def main(arguments: list[str]) -> None:
             name: value for name, value in found["trained"].items() if name not in ("train", "evaluate", "model")
         },
     }
+    results["epochs"] = {
+        f"{arm} {seed}": epochs(p3select.Run(folder / "compared" / "training" / arm / f"seed-{seed}"))
+        for arm in options.strategies.split(",")
+        for seed in found["trained"]["seeds"]
+    }
     file = ROOT / "benchmarks" / "results" / f"training-{options.name or options.on}.json"
     file.write_text(json.dumps(results, indent=1) + "\n")
     figures.comparison(found, file.with_suffix(".png"))
     print(file)
+
+
+def epochs(run: p3select.Run) -> list[dict[str, Any]]:
+    """Of each epoch that was scored: the mean difficulty, and Spearman's ρ with length and with the epoch before."""
+    found: list[dict[str, Any]] = []
+    before: Any = None
+    for folder in sorted((run.path / "scores").glob("epoch-*")):
+        table = pl.read_parquet(folder / "*.parquet", columns=["difficulty", "tokens"])
+        now = table["difficulty"].to_numpy()
+        one = {"epoch": int(folder.name[-3:]), "difficulty": float(now.mean())}
+        one["length"] = float(stats.spearmanr(now, table["tokens"].to_numpy()).statistic)
+        if before is not None:
+            one["before"] = float(stats.spearmanr(now, before).statistic)
+        found.append(one)
+        before = now
+    return found

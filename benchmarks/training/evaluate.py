@@ -64,20 +64,31 @@ def written(model: Path, prompts: pl.Series) -> list[str]:
 
 
 def answer(text: str) -> str | None:
-    r"""The final answer of a solution: what the last ``\boxed{}`` holds, else the number after ``####``, else None.
+    r"""The final answer of a solution: what the last closed ``\boxed{}`` holds, else the number after ``####``.
 
-    Braces may be nested; blanks count for nothing, nor do the commas of thousands.
+    None where there is neither. Braces may be nested. Of several ``####`` the first counts, as a model goes on after its
+    answer. Written in one way: blanks, signs of money and of percent, and commas of thousands count for nothing, nor do
+    ``\left``, ``\right`` and the kinds of ``\frac``; 18.0 is 18.
     """
-    start = text.rfind(r"\boxed{")
-    if start >= 0:
-        depth = 0
-        for place in range(text.index("{", start), len(text)):
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\{", text)]):
+        depth = 1
+        for place in range(start, len(text)):
             depth += (text[place] == "{") - (text[place] == "}")
             if not depth:
-                return re.sub(r"\s+", "", text[start + len(r"\boxed{") : place])
-        return None
-    match = NUMBER.match(text.rpartition("####")[2].strip()) if "####" in text else None
-    return None if match is None else match[0].replace(",", "").removesuffix(".00")
+                return plain(text[start:place])
+    _, marked, rest = text.partition("####")
+    match = NUMBER.match(rest.lstrip().lstrip("$")) if marked else None
+    return None if match is None else plain(match[0])
+
+
+def plain(text: str) -> str:
+    """An answer written in one way; see :func:`answer`."""
+    text = re.sub(r"\\[!,;: ]|\\?[$%]|\\left|\\right|\s", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", text)
+    if re.fullmatch(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?", text):
+        return f"{float(text.replace(',', '')):.12g}"
+    return text
 
 
 if __name__ == "__main__":
