@@ -49,11 +49,13 @@ def main(arguments: list[str]) -> None:
         f"{len(found)} run{'s' * (len(found) > 1)} of {found[0]['rows']:,} rows, {found[0]['epochs']} epochs, shares "
         f"of {found[0]['cost']}, mean of {options.seeds} draws"
     )
-    print("epoch  share  ρ      ρ predicted  Jaccard  error   claimed")
+    print("epoch  share  ρ      ρ predicted  Jaccard  error   claimed  draws")
     for one in means:
         names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
         values = [f"{_shown(one[name]):{width}}" for name, width in zip(names, (5, 11, 7, 6, 7), strict=True)]
-        print(f"{one['epoch']:5}  {one['share']:5.0%}  {'  '.join(values)}  {one.get('failed', '')}".rstrip())
+        print(
+            f"{one['epoch']:5}  {one['share']:5.0%}  {'  '.join(values)}  {one['draws']:5}  {one.get('failed', '')}".rstrip()
+        )
     for name, goal in GOALS.items():
         reached = [one[name] for one in means if one["share"] == GOAL_SHARE]
         print(f"goal at {GOAL_SHARE:.0%}: {name} ≥ {goal}: {', '.join(map(_shown, reached)) or 'not measured'}")
@@ -78,6 +80,7 @@ def over(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if any(name in one for one in ones):
                 low, high = zip(*(one[name] for one in ones if name in one), strict=True)
                 mean[name] = [min(low), max(high)]
+        mean["draws"] = sum(one["draws"] for one in ones)
         mean |= next(({"failed": one["failed"]} for one in ones if "failed" in one), {})
         means.append(mean)
     return means

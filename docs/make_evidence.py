@@ -128,14 +128,24 @@ def refresh() -> str:
     if not file.is_file():
         return "Not measured yet.\n"
     one = json.loads(file.read_text(encoding="utf-8"))
-    lines = [["epoch", "tokens scored", "ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error"]]
+    lines = [
+        [
+            "epoch",
+            "tokens scored",
+            "ρ with the full re-score",
+            "of predicted rows",
+            "Jaccard, eligible",
+            "error",
+            "draws",
+        ]
+    ]
     for it in one["results"]:
         share = f"{it['share']:.0%}" if it["share"] else "none: epoch 1's scores"
         if it["spearman"] is None:
             values = ["too few rows", "", "", ""]
         else:
             values = [f"{it[name]:.3f}" for name in ("spearman", "spearman_predicted", "jaccard", "rmse")]
-        lines.append([str(it["epoch"]), share, *values])
+        lines.append([str(it["epoch"]), share, *values, str(it["draws"])])
     return (
         f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each.\n\n{table(lines)}"
     )

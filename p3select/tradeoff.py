@@ -59,7 +59,8 @@ def tradeoff(
         of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones),
         ``jaccard`` (of the eligible rows; None where the threshold is not known), ``rmse`` (of the predicted
         difficulties), ``claimed`` (the same by the errors that are told), ``held_back_rmse``, ``tokens`` (the share
-        that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``failed``, where rows are too few.
+        that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``draws``, of how many; ``failed``,
+        why rows were too few in others.
 
     Raises:
         InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
@@ -191,7 +192,9 @@ def _averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for epoch, share in sorted({(one["epoch"], one["share"]) for one in cases}):
         ones = [one for one in cases if (one["epoch"], one["share"]) == (epoch, share)]
         mean: dict[str, Any] = {"epoch": epoch, "share": share}
-        if failed := [one["failed"] for one in ones if "failed" in one]:
+        failed = [one["failed"] for one in ones if "failed" in one]
+        mean["draws"] = len(ones) - len(failed)
+        if failed:
             mean["failed"] = failed[0]
         for name in MEASURES:
             values = [one[name] for one in ones if one.get(name) is not None]
