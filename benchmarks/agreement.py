@@ -82,7 +82,9 @@ def main(arguments: list[str]) -> None:
             one = p3select.validate(run, against=against, tokenizer=options.model, **options_of)
             found[part] = one | {"run": name, "policy": Path(options.model).name}
             figures.validation(found[part], options.out / f"{name}-{part}.png")
-        (options.out / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        (options.out / f"{name}.json").write_text(
+            json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
 
 def chats(rows: pl.DataFrame) -> pl.DataFrame:

@@ -19,10 +19,14 @@ from matplotlib.figure import Figure
 from benchmarks._machine import machine
 from p3select import __version__, refreshing
 from p3select.run import Run
-from p3select.tradeoff import MEASURES, RANGED, tradeoff
+from p3select.tradeoff import KEY, MEASURED, MEASURES, PREDICTED, RANGED, tradeoff
 
 GOALS = {"spearman": 0.97, "jaccard": 0.90}
 GOAL_SHARE = 0.25
+HEADS = {
+    MEASURED: "the epoch before scored whole; share 0%: its scores again",
+    PREDICTED: "the epoch before scored in part too; share 0%: the first epoch's scores",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -49,16 +53,18 @@ def main(arguments: list[str]) -> None:
         f"{len(found)} run{'s' * (len(found) > 1)} of {found[0]['rows']:,} rows, {found[0]['epochs']} epochs, shares "
         f"of {found[0]['cost']}, mean of {options.seeds} draws"
     )
-    print("epoch  share  ρ      ρ predicted  Jaccard  error   claimed  draws")
-    for one in means:
-        names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
-        values = [f"{_shown(one[name]):{width}}" for name, width in zip(names, (5, 11, 7, 6, 7), strict=True)]
-        print(
-            f"{one['epoch']:5}  {one['share']:5.0%}  {'  '.join(values)}  {one['draws']:5}  {one.get('failed', '')}".rstrip()
-        )
+    names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
+    for after, text in HEADS.items():
+        print(f"{text}\nepoch  share  ρ      ρ predicted  Jaccard  error   claimed  draws")
+        for one in means:
+            if one["after"] == after:
+                values = [f"{_shown(one[name]):{width}}" for name, width in zip(names, (5, 11, 7, 6, 7), strict=True)]
+                line = f"{one['epoch']:5}  {one['share']:5.0%}  {'  '.join(values)}  {one['draws']:5}"
+                print(f"{line}  {one.get('failed', '')}".rstrip())
     for name, goal in GOALS.items():
-        reached = [one[name] for one in means if one["share"] == GOAL_SHARE]
-        print(f"goal at {GOAL_SHARE:.0%}: {name} ≥ {goal}: {', '.join(map(_shown, reached)) or 'not measured'}")
+        reached = [(one["epoch"], one["after"], one[name]) for one in means if one["share"] == GOAL_SHARE]
+        shown = (f"epoch {epoch} after one {after} {_shown(value)}" for epoch, after, value in reached)
+        print(f"goal at {GOAL_SHARE:.0%}: {name} ≥ {goal}: {', '.join(shown) or 'not measured'}")
     if options.out:
         about = {"version": __version__, "machine": machine(), "seeds": options.seeds}
         runs = [{"run": "/".join(run.parts[-2:]), **one} for run, one in zip(options.runs, found, strict=True)]
@@ -70,9 +76,9 @@ def over(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The means over runs of what :func:`p3select.tradeoff.tradeoff` gave, and the ranges over all draws."""
     means = []
     every = [one for run in found for one in run["results"]]
-    for epoch, share in sorted({(one["epoch"], one["share"]) for one in every}):
-        ones = [one for one in every if (one["epoch"], one["share"]) == (epoch, share)]
-        mean: dict[str, Any] = {"epoch": epoch, "share": share}
+    for key in sorted({tuple(one[name] for name in KEY) for one in every}):
+        ones = [one for one in every if tuple(one[name] for name in KEY) == key]
+        mean: dict[str, Any] = dict(zip(KEY, key, strict=True))
         for name in MEASURES:
             values = [one[name] for one in ones if one[name] is not None]
             mean[name] = float(np.mean(values)) if values else None
@@ -95,16 +101,21 @@ def draw(means: list[dict[str, Any]], file: Path) -> None:
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     labels = {"spearman": "Spearman's ρ with the full re-score", "jaccard": "Jaccard index of the eligible rows"}
+    lines = sorted({(one["after"], one["epoch"]) for one in means})
     for panel, (name, goal) in zip(figure.subplots(1, 2), GOALS.items(), strict=True):
-        for epoch in sorted({one["epoch"] for one in means}):
-            ones = [one for one in means if one["epoch"] == epoch and one[name] is not None]
+        for after, epoch in lines:
+            ones = [one for one in means if (one["after"], one["epoch"]) == (after, epoch) and one[name] is not None]
+            if not ones:
+                continue
             x, y = [one["share"] * 100 for one in ones], np.array([one[name] for one in ones])
             low, high = np.array([one[f"{name}_range"] for one in ones]).reshape(-1, 2).T
-            panel.errorbar(x, y, np.maximum([y - low, high - y], 0), marker="o", capsize=3, label=f"epoch {epoch}")
+            arms = np.maximum([y - low, high - y], 0)
+            style = {"linestyle": "-" if after == MEASURED else ":", "color": f"C{epoch - 2}"}
+            panel.errorbar(x, y, arms, marker="o", capsize=3, label=f"epoch {epoch} after one {after}", **style)
         panel.axhline(goal, color="#22313f", linestyle="--", linewidth=1, label=f"goal at {GOAL_SHARE:.0%}: {goal}")
-        panel.set(xlabel="scored tokens, % (0: the first epoch's scores)", title=labels[name])
+        panel.set(xlabel="scored tokens, %", title=labels[name])
         panel.grid(alpha=0.4)
-        panel.legend(frameon=False)
+    panel.legend(frameon=False, fontsize=8)
     figure.savefig(file, dpi=110)
 
 

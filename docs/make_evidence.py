@@ -35,7 +35,8 @@ def agreement() -> str:
             entry = all_of[measure]
             head = [SETS[name], f"{entry['rows']:,}"] if not place else ["", ""]
             values = (interval(entry.get(key)) for key in ("spearman", "given_length"))
-            lines.append([*head, title, *values, number(entry["kendall"][0]), f"{part['trend'][measure]:.1g}"])
+            p = part["trend"][measure]
+            lines.append([*head, title, *values, number(entry["kendall"][0]), "–" if p is None else f"{p:.1g}"])
     return table(lines)
 
 
@@ -128,27 +129,15 @@ def refresh() -> str:
     if not file.is_file():
         return "Not measured yet.\n"
     one = json.loads(file.read_text(encoding="utf-8"))
-    lines = [
-        [
-            "epoch",
-            "tokens scored",
-            "ρ with the full re-score",
-            "of predicted rows",
-            "Jaccard, eligible",
-            "error",
-            "draws",
-        ]
-    ]
+    heads = ["ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error", "draws"]
+    lines = [["epoch before", "epoch", "tokens scored", *heads]]
     for it in one["results"]:
-        share = f"{it['share']:.0%}" if it["share"] else "none: epoch 1's scores"
-        if it["spearman"] is None:
-            values = ["too few rows", "", "", ""]
-        else:
-            values = [f"{it[name]:.3f}" for name in ("spearman", "spearman_predicted", "jaccard", "rmse")]
-        lines.append([str(it["epoch"]), share, *values, str(it["draws"])])
-    return (
-        f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each.\n\n{table(lines)}"
-    )
+        names = ("spearman", "spearman_predicted", "jaccard", "rmse")
+        values = ["too few rows"] if it["spearman"] is None else [f"{it[name]:.3f}" for name in names]
+        values += [""] * (len(names) - len(values)) + [str(it["draws"]) if it["share"] else ""]
+        lines.append([it["after"], str(it["epoch"]), f"{it['share']:.0%}", *values])
+    about = f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each"
+    return f"{about}. With 0 %: the scores of the epoch before, or of the first one.\n\n{table(lines)}"
 
 
 def table(lines: list[list[str]]) -> str:
@@ -159,8 +148,10 @@ def table(lines: list[list[str]]) -> str:
 
 def interval(value: list[float] | None) -> str:
     """[value, low, high] as text."""
-    if value is None or value[0] != value[0]:
-        return "" if value is None else "–"
+    if value is None:
+        return ""
+    if value[0] is None or value[0] != value[0]:
+        return "–"
     return f"{number(value[0])} [{number(value[1])}, {number(value[2])}]"
 
 
@@ -169,9 +160,9 @@ def half(value: dict) -> str:
     return f"{value['mean']:.4f}" + ("" if value["half"] is None else f" ± {value['half']:.4f}")
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Two digits, with a true minus; none where there is no number."""
-    return "–" if value != value else f"{value:.2f}".replace("-", "−")
+    return "–" if value is None or value != value else f"{value:.2f}".replace("-", "−")
 
 
 PARTS = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +44,10 @@ REFRESH = click.option(
     metavar="SHARE",
     help="From epoch 2: score rows with 25% of the tokens, say, and predict the others. [default: score all]",
 )
+# The files that Matplotlib writes as pixels, SVG or PDF.
+DRAWN = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "svg", "svgz", "pdf")
+# No name of a strategy has a colon: p3+share=source=a:40%,b:60% goes on after its comma, and so does exclude=[1,2].
+STRATEGY_ENDS = r",(?![^,+]*:|[^\[]*\])"
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="For what is drawn.")
 
 
@@ -141,7 +147,8 @@ SELECTING = _together(
         "--selector",
         default="auto",
         show_default=True,
-        help="dpp, dpp-local, dpp-torch (CUDA), kdpp, topk, uniform, kcenter, facility, d2, deita, "
+        help="dpp, dpp-local, dpp-torch (CUDA), kdpp, topk, middle, ifd (with --difficulty ifd), longest, uniform, "
+        "kcenter, facility, d2, deita, "
         "module:function; auto: dpp if it fits, or dpp-local.",
     ),
     click.option(
@@ -337,7 +344,8 @@ def export(as_json: bool, **options: Any) -> None:
 @click.option(
     "--against",
     metavar="COLUMN",
-    help="The ground truth: numbers, 'Level 3', or categories. [default: none: how difficulties spread and agree]",
+    help="The ground truth: numbers, 'Level 3', or categories (fewer than 90% with one number). [default: none: how "
+    "difficulties spread and agree]",
 )
 @EPOCH
 @click.option("--by", metavar="COLUMN", help="Look at each value of a column by itself, too.")
@@ -360,7 +368,7 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
     p3select validate --run runs/a --against level --by subject --difficulty p3,nll --out level.png
     """
     for name in ("difficulty", "actions"):
-        options[name] = [part for part in options[name].split(",") if part]
+        options[name] = _list(options[name])
     draw = _drawing("validation", out)
     found = p3select.validate(**options)
     draw(found)
@@ -407,9 +415,10 @@ def compare(as_json: bool, plot: str | None, **options: Any) -> None:
     """
     _scorer(options)
     options["scoring"] = {name: options.pop(name) for name in ("scorer", "options")}
-    for name in ("strategies", "columns", "seeds"):
-        options[name] = None if options[name] is None else [part for part in options[name].split(",") if part]
-    options["seeds"] = _numbers("--seeds", options["seeds"])
+    if options["strategies"] is not None:
+        options["strategies"] = _list(options["strategies"], STRATEGY_ENDS)
+    options["columns"] = _list(options["columns"])
+    options["seeds"] = _numbers("--seeds", _list(options["seeds"]))
     draw = _drawing("comparison", plot)
     found = p3select.compare(show_progress=True, **options)
     draw(found)
@@ -438,8 +447,8 @@ def report(as_json: bool, **options: Any) -> None:
     \b
     p3select report --run runs/a --out report.html
     """
-    columns = options["columns"]
-    options["columns"] = None if columns is None else [part for part in columns.split(",") if part]
+    if options["columns"] is not None:
+        options["columns"] = _list(options["columns"])
     _print(p3select.report(**options), as_json)
 
 
@@ -541,8 +550,15 @@ def _drawing(name: str, out: str | None) -> Callable[[Mapping[str, Any]], object
 
     from p3select import plugins
 
+    if Path(out).suffix.lower().removeprefix(".") not in DRAWN:
+        raise InputError(f"{out}: no drawing ends so; give a file that ends in .{', .'.join(DRAWN)}")
+
     figure = plugins.find("figure", name, {name: (f"p3select.figures:{name}", "report")})
     return lambda found: figure(found, Path(out))
+
+
+def _list(text: str, ends: str = ",") -> list[str]:
+    return [part.strip() for part in re.split(ends, text) if part.strip()]
 
 
 def _numbers(flag: str, given: list[str]) -> list[int]:
@@ -554,11 +570,20 @@ def _numbers(flag: str, given: list[str]) -> list[int]:
 
 def _print(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(summary, ensure_ascii=False))
+        click.echo(json.dumps(_finite(summary), ensure_ascii=False, allow_nan=False))
         return
     from p3select import tables
 
     tables.summary(summary)
+
+
+def _finite(value: Any) -> Any:
+    """None for what is no number in JSON: NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,8 @@ A completion is cut into N actions; action i has |a_i| tokens whose log-probabil
   the geometric mean of the token probabilities; from 0 to 1;
 - ``nll``: ``−Σ_i s_i / Σ_i |a_i|``, the mean negative log-probability of a token; from 0, in nats;
 - ``ifd`` (instruction-following difficulty, as a ratio of perplexities: Superfiltering, arXiv 2402.00530, after
-  arXiv 2308.12032): ``exp(nll − nll_alone)``, where nll_alone is that of the same tokens without the prompt; from 0.
+  arXiv 2308.12032): ``exp(nll − nll_alone)``, where nll_alone is that of the target without what precedes it (and so
+  without its first token, unless the tokenizer begins every text with a token); from 0.
   Above 1 the prompt makes the target less likely than it is by itself.
 
 - ``el2n`` (Paul, Ganguli & Dziugaite 2021, arXiv 2107.07075): the mean over the tokens of ‖p − onehot(token)‖, the L2

@@ -112,10 +112,18 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
                 panel.axvline(spread["quantiles"][2], color=THRESHOLD, linewidth=1)
                 panel.set_title(f"{measure}{unit}: rows, median", loc="left")
                 continue
-            levels = [f"{one['level']:g}" if found["ordered"] else one["level"] for one in found["levels"]]
-            mean, low, high = np.array([one[measure] for one in found["levels"]]).T
-            panel.errorbar(range(len(levels)), mean, _arms(mean, low, high), fmt="o", color=CHOSEN, capsize=3)
-            panel.set_xticks(range(len(levels)), levels)
+            levels = [*dict.fromkeys(one["level"] for one in found["levels"])]
+            groups = [*dict.fromkeys(one["group"] for one in found["levels"])]
+            for number, group in enumerate(groups):
+                ones = [one for one in found["levels"] if one["group"] == group]
+                places = [levels.index(one["level"]) + 0.6 * number / len(groups) for one in ones]
+                mean, low, high = np.array([one[measure] for one in ones], np.float64).T
+                # The colours of the groups are Matplotlib's own, one after the other.
+                color = None if number else CHOSEN
+                panel.errorbar(places, mean, _arms(mean, low, high), fmt="o", color=color, label=group, capsize=3)
+            if len(groups) > 1 and measure == "length":
+                panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            panel.set_xticks(range(len(levels)), [f"{one:g}" if found["ordered"] else one for one in levels])
             panel.set_xlabel(found["against"])
             panel.set_title(f"mean {measure}{unit}", loc="left")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +183,7 @@ def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
         lines = [(place, one[key]) for place, one in enumerate(entries) if key in one]
         if lines:
             places = np.array([place for place, _ in lines]) + shift
-            value, low, high = np.array([found for _, found in lines]).T
+            value, low, high = np.array([found for _, found in lines], np.float64).T
             arms = _arms(value, low, high)
             panel.errorbar(value, places, xerr=arms, fmt="o", color=color, label=label, capsize=3)
     panel.axvline(0.0, color=ALL, linewidth=1)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from p3select.index import Selection
 
 
+# Pairs of strategies that are shown where there is no room for each two.
+ALIKE = 10
+
+
 def summary(values: Mapping[str, Any]) -> None:
     """A summary as two columns, a line per value."""
     table = _plain()
@@ -37,7 +41,7 @@ def summary(values: Mapping[str, Any]) -> None:
 
 def console() -> Console:
     """Results on stdout; what is to be copied, paths and commands, is never broken into lines."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def selection(chosen: Selection, path: Path) -> None:
@@ -106,11 +110,16 @@ def epochs(done: Sequence[Mapping[str, Any]]) -> None:
 def validation(found: Mapping[str, Any]) -> None:
     """How far difficulties agree with a ground truth."""
     out = console()
-    left = ", ".join(f"{count:,} with {why}" for why, count in found["left_out"].items() if count) or "none"
+    example = " ".join(found.get("no_number", "").split())[:40]
+    left = ", ".join(
+        f"{count:,} with {why}" + (f', such as "{example}"' if why == "no number" else "")
+        for why, count in found["left_out"].items()
+        if count
+    )
     head = _plain()
     if found["against"] is not None:
         head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
-    head.add_row("rows", f"{found['rows']:,}; left out: {left}")
+    head.add_row("rows", f"{found['rows']:,}; left out: {left or 'none'}")
     out.print(head)
     out.print(_spreads(found["spread"], found["between"]))
     if found["ordered"]:
@@ -124,19 +133,40 @@ def validation(found: Mapping[str, Any]) -> None:
                 values = (one.get(name) for name in ("spearman", "kendall", "given_length"))
                 table.add_row(one["measure"], *("" if value is None else _with_interval(value) for value in values))
             out.print(table)
-        for name, count in found["groups_left_out"].items():
-            out.print(f"group {name}: {count:,} rows, too few or of one value")
-    if "levels" in found:
-        measures = [name for name in found["levels"][0] if name not in ("level", "rows")]
-        table = Table(title="mean ± half the 95 % interval", title_justify="left", box=None, pad_edge=False)
-        for name in (found["against"], "rows", *measures):
-            table.add_column(name, justify="right" if name in ("rows", found["against"]) else "left")
-        for one in found["levels"]:
-            level = f"{one['level']:g}" if isinstance(one["level"], float) else one["level"]
-            table.add_row(level, f"{one['rows']:,}", *(_with_half(one[name]) for name in measures))
-        if found["ordered"]:
-            table.add_row("p of no trend", "", *(f"{found['trend'][name]:.2g}" for name in measures))
-        out.print(table)
+    elif found.get("kruskal"):
+        out.print(_differences(found["kruskal"]))
+    for name, count in found.get("groups_left_out", {}).items():
+        out.print(f"group {name}: {count:,} rows, too few or of one value")
+    for group in dict.fromkeys(one["group"] for one in found.get("levels", [])):
+        ones = [one for one in found["levels"] if one["group"] == group]
+        out.print(_levels(ones, found["against"], found["trend"] if found["ordered"] else None))
+
+
+def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
+    """Whether categories differ, for each group and measure."""
+    measures = [*dict.fromkeys(one["measure"] for one in tests)]
+    table = Table(title="Kruskal–Wallis, p of no difference", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "rows", *measures):
+        table.add_column(name, justify="right" if name else "left")
+    for group in dict.fromkeys(one["group"] for one in tests):
+        ones = [one for one in tests if one["group"] == group]
+        table.add_row(group, f"{ones[0]['rows']:,}", *(_p(one["p"]) for one in ones))
+    return table
+
+
+def _levels(ones: Sequence[Mapping[str, Any]], column: str, trend: Mapping[str, float | None] | None) -> Table:
+    """The means of measures at each level of a group's rows."""
+    measures = [name for name in ones[0] if name not in ("group", "level", "rows")]
+    title = f"{ones[0]['group']}: mean ± half the 95 % interval"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in (column, "rows", *measures):
+        table.add_column(name, justify="right" if name in ("rows", column) else "left")
+    for one in ones:
+        level = f"{one['level']:g}" if isinstance(one["level"], float) else one["level"]
+        table.add_row(level, f"{one['rows']:,}", *(_with_half(one[name]) for name in measures))
+    if trend is not None:
+        table.add_row("p of no trend", "", *(_p(trend[name]) for name in measures))
+    return table
 
 
 def _spreads(spread: Mapping[str, Any], between: Mapping[str, Any]) -> Table:
@@ -163,8 +193,12 @@ def comparison(found: Mapping[str, Any]) -> None:
             f"{everything['difficulty']:.4f} in the mean"
         )
         out.print(_selections(ones, found["seconds"][number]["strategies"]))
+        for note in _short_of(ones, found):
+            out.print(note)
         out.print(_diverse(ones))
-        out.print(_common([one["strategy"] for one in ones], found["jaccard"][number]["values"]))
+        if ones[0]["shift"]:
+            out.print(_shifts(ones))
+        _common(out, [one["strategy"] for one in ones], found["jaccard"][number]["values"])
     for name, why in found["left_out"].items():
         out.print(f"left out: {name}: {why}")
     if "trained" in found:
@@ -173,29 +207,35 @@ def comparison(found: Mapping[str, Any]) -> None:
 
 def _selections(ones: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> Table:
     """How much strategies select, and of what."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("selected", no_wrap=True)
-    columns = [*ones[0]["shift"]]
-    for name in ("rows", "tokens", "per row", "difficulty", *(f"Δ {column}" for column in columns), "time"):
-        table.add_column(name, justify="right")
+    short = any(one["shortfall"] for one in ones)
+    table = _by_strategy("selected", ["rows", *(["short"] if short else []), "tokens", "per row", "difficulty", "time"])
     for one in ones:
         table.add_row(
             one["strategy"],
-            *(f"{one[name]:,}" for name in ("rows", "tokens")),
+            f"{one['rows']:,}",
+            *([f"{one['shortfall']:,}" if one["shortfall"] else ""] if short else []),
+            f"{one['tokens']:,}",
             f"{one['length']:.1f}",
             f"{one['difficulty']:.4f}",
-            *(f"{one['shift'][column]:.1%}" for column in columns),
             f"{seconds[one['strategy']]:.1f} s",
         )
     return table
 
 
+def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    """Which selections are not at an equal budget, and why."""
+    by: dict[str, list[str]] = {}
+    for one in ones:
+        if one["shortfall"]:
+            given = found["strategies"][one["strategy"]]
+            what = f"{_unit(given.get('budget', found['budget']))} fewer than the budget, as {_why_short(given)}"
+            by.setdefault(what, []).append(one["strategy"])
+    return [f"short: {what}: {', '.join(names)}" for what, names in by.items()]
+
+
 def _diverse(ones: Sequence[Mapping[str, Any]]) -> Table:
     """How diverse strategies' selections are."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("diversity", no_wrap=True)
-    for name in ("cells hit", "near-duplicates", "log det / row", "to the nearest"):
-        table.add_column(name, justify="right")
+    table = _by_strategy("diversity", ["cells hit", "near-duplicates", "log det / row", "to the nearest"])
     for one in ones:
         table.add_row(
             one["strategy"],
@@ -206,37 +246,64 @@ def _diverse(ones: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _common(names: Sequence[str], values: Sequence[Sequence[float]]) -> Table:
-    """Which selections have rows in common, in percent of the rows of both."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rows in common, %", no_wrap=True)
-    for number in range(1, len(names)):
-        table.add_column(str(number), justify="right")
-    for number, (name, row) in enumerate(zip(names, values, strict=True), start=1):
-        table.add_row(f"{number} {name}", *(f"{100 * value:.0f}" for value in row[: number - 1]))
+def _shifts(ones: Sequence[Mapping[str, Any]]) -> Table:
+    """How far columns' values are from those of all rows."""
+    table = _by_strategy("other than all rows", [f"Δ {column}" for column in ones[0]["shift"]])
+    for one in ones:
+        table.add_row(one["strategy"], *(f"{value:.1%}" for value in one["shift"].values()))
+    return table
+
+
+def _common(out: Console, names: Sequence[str], values: Sequence[Sequence[float]]) -> None:
+    """Which selections have rows in common, in percent of the rows of both: each two, or the most alike."""
+    numbered = [f"{number} {name}" for number, name in enumerate(names, start=1)]
+    head = "rows in common, %"
+    width = max(len(head), *map(len, numbered)) + 3 * (len(names) - 1)
+    if width <= out.width:
+        table = _by_strategy(head, [str(number) for number in range(1, len(names))], gap=1)
+        for number, (name, row) in enumerate(zip(numbered, values, strict=True)):
+            table.add_row(name, *map(_percent, row[:number]))
+        out.print(table)
+        if any(1 in row[:number] for number, row in enumerate(values)):
+            out.print("=: the same rows")
+        return
+    table = _by_strategy("most rows in common", ["%"])
+    pairs = [(row[place], place, number) for number, row in enumerate(values) for place in range(number)]
+    for value, one, other in sorted(pairs, key=lambda pair: -pair[0])[:ALIKE]:
+        table.add_row(f"{names[one]}, {names[other]}", _percent(value))
+    out.print(table)
+    out.print(f"each two: in compare.json (jaccard), and here on {width} columns")
+
+
+def _percent(share: float) -> str:
+    """In two places: 100 is a sign."""
+    return "=" if share == 1 else f"{min(100 * share, 99):.0f}"
+
+
+def _by_strategy(head: str, columns: Sequence[str], gap: int = 2) -> Table:
+    """A table of numbers, which are not broken or cut: long names are."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    table.add_column(head, overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
 def _trainings(trained: Mapping[str, Any]) -> None:
     """What models learned by each strategy, and at what cost."""
-    title = f"trained for {trained['epochs']} epochs, seeds {', '.join(map(str, trained['seeds']))}: mean ± 95 %"
-    results = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    costs = Table(box=None, pad_edge=False)
+    out = console()
+    out.print(f"trained for {trained['epochs']} epochs, seeds {', '.join(map(str, trained['seeds']))}: mean ± 95 %")
     first = trained["strategies"][0]["strategy"]
-    results.add_column("trained by", no_wrap=True)
-    for name in trained["before"]:
-        for column in (name, f"above {first}"):
-            results.add_column(column, justify="right", no_wrap=True)
-    costs.add_column("cost", no_wrap=True)
-    for name in ("rows", "tokens", "training", "tokens to score", "scoring"):
-        costs.add_column(name, justify="right")
+    for name, before in trained["before"].items():
+        results = _by_strategy("trained by", [name, f"above {first}"])
+        for one in trained["strategies"]:
+            result = one["results"][name]
+            above = "" if one["strategy"] == first else _with_spread(result["difference"])
+            results.add_row(one["strategy"], _with_spread(result), above)
+        results.add_row("nothing", f"{before:.4f}", "", style="dim")
+        out.print(results)
+    costs = _by_strategy("cost", ["rows", "tokens", "training", "tokens to score", "scoring"])
     for one in trained["strategies"]:
-        values = [
-            "" if part == "difference" and one["strategy"] == first else _with_spread(found)
-            for result in one["results"].values()
-            for part, found in (("value", result), ("difference", result["difference"]))
-        ]
-        results.add_row(one["strategy"], *values)
         costs.add_row(
             one["strategy"],
             *(f"{one[name]:,.0f}" for name in ("rows", "tokens")),
@@ -244,10 +311,6 @@ def _trainings(trained: Mapping[str, Any]) -> None:
             "?" if one["tokens_scored"] is None else f"{one['tokens_scored']:,.0f}",
             "?" if one["seconds_scoring"] is None else progress.left(one["seconds_scoring"]),
         )
-    before = (text for value in trained["before"].values() for text in (f"{value:.4f}", ""))
-    results.add_row("nothing", *before, style="dim")
-    out = console()
-    out.print(results)
     out.print(costs)
 
 
@@ -269,33 +332,46 @@ def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
 def _shortage(meta: Mapping[str, Any]) -> str:
     text = ""
     if meta["shortfall"]:
-        unit = "tokens" if str(meta["budget"]).endswith("tok") else "rows"
-        limited = meta["at_most"] or meta["share"]
-        why = "the limits let no more in" if limited else "no more rows are eligible"
-        text += f"; {meta['shortfall']:,} {unit} fewer than the budget, as {why}"
+        text += f"; {meta['shortfall']:,} {_unit(meta['budget'])} fewer than the budget, as {_why_short(meta)}"
     if meta["selector"] in ("dpp", "dpp-local", "dpp-torch") and meta["dependent"]:
         text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text
 
 
-def _with_interval(values: Sequence[float]) -> str:
+def _why_short(given: Mapping[str, Any]) -> str:
+    limited = given.get("at_most") or given.get("share")
+    return "the limits let no more in" if limited else "no more rows are eligible"
+
+
+def _unit(budget: int | str) -> str:
+    return "tokens" if str(budget).endswith("tok") else "rows"
+
+
+def _with_interval(values: Sequence[float | None]) -> str:
     digits = _digits(values[0])
     return "{} [{}, {}]".format(*(_short(value, digits) for value in values))
 
 
-def _with_half(values: Sequence[float]) -> str:
+def _with_half(values: Sequence[float | None]) -> str:
     value, low, high = values
     digits = _digits(value)
-    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+    half = "" if low is None or high is None else f" ± {(high - low) / 2:.{digits}f}"
+    return f"{value:.{digits}f}{half}"
 
 
-def _short(value: float, digits: int | None = None) -> str:
+def _short(value: float | None, digits: int | None = None) -> str:
     """Without the zero before the point."""
+    if value is None:
+        return "–"
     return re.sub(r"^(-?)0\.", r"\1.", f"{value:.{_digits(value) if digits is None else digits}f}")
 
 
-def _digits(value: float) -> int:
-    return 3 if abs(value) < 10 else 1
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"
+
+
+def _digits(value: float | None) -> int:
+    return 3 if value is None or abs(value) < 10 else 1
 
 
 def _plain() -> Table:

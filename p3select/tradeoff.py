@@ -1,8 +1,8 @@
 """What partial re-scoring would have given for less, told by a run whose epochs were scored whole.
 
-Nothing is scored: later epochs are hidden, rows are measured by looking their stored difficulty up, and what was
-predicted is laid beside what was measured. A later epoch goes on from what was predicted for the one before, as in a
-training that scores in part all along.
+Nothing is scored: an epoch is hidden, rows are measured by looking their stored difficulty up, and what was predicted
+is laid beside what was measured. Once with the epoch before as it was scored, whole; and once going on from what was
+predicted for it, as in a training that scores in part from the second epoch on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     Sizes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 SHARES = (0.1, 0.25, 0.5)
+KEY = ("after", "epoch", "share")
 MEASURES = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed", "held_back_rmse", "tokens")
+MEASURED, PREDICTED = AFTER = ("measured", "predicted")
+"""How far the epoch before was scored: whole, or in part like all since the first one."""
 # Of these the range over draws is kept.
 RANGED = ("spearman", "jaccard")
 
@@ -54,13 +57,14 @@ def tradeoff(
         epochs: T of ``pace``; None for as many as are scored.
 
     Returns:
-        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``results``: for each epoch
-        from 2 and each share, and a share of 0 for going on with the first epoch's difficulties, the means over draws
-        of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones),
-        ``jaccard`` (of the eligible rows; None where the threshold is not known), ``rmse`` (of the predicted
-        difficulties), ``claimed`` (the same by the errors that are told), ``held_back_rmse``, ``tokens`` (the share
-        that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``draws``, of how many; ``failed``,
-        why rows were too few in others.
+        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``results``: by ``after``
+        (``measured``: after an epoch that was scored whole; ``predicted``: after one scored in part like all since the
+        first, from epoch 3), ``epoch`` and ``share`` (0: to go on with the epoch before; with the first epoch), the
+        means over draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the
+        predicted ones), ``jaccard`` (of the eligible rows; None where the threshold is not known), ``rmse`` (of the
+        predicted difficulties), ``claimed`` (the same by the errors that are told), ``held_back_rmse``, ``tokens`` (the
+        share that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``draws``, of how many;
+        ``failed``, why rows were too few in others.
 
     Raises:
         InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
@@ -84,7 +88,12 @@ def tradeoff(
         kept = {name: getattr(past, name)[some] for name in ("difficulty", "before", "measured", "picked", "last")}
         pasts.append(past._replace(**kept, percentile=percentile))
     sizes = (sizes[0][some], sizes[1][some], sizes[2][some])
-    cases = [_case(pasts, now, sizes, vectors, share, seed) for share in shares for seed in range(seeds)]
+    cases = [
+        _case(pasts, now, sizes, vectors, share, seed, after)
+        for after in AFTER
+        for share in shares
+        for seed in range(seeds)
+    ]
     return {
         "rows": len(some),
         "epochs": len(tables),
@@ -135,24 +144,32 @@ def _case(
     vectors: NDArray[np.float32] | None,
     share: float,
     seed: int,
+    after: str,
 ) -> list[dict[str, Any]]:
     """One epoch after the other, by one draw."""
     # What would be known of the last epochs, and in which epoch each row was measured.
     chain, measured = [now[0]], np.ones(len(now[0]), np.int64)
     found: list[dict[str, Any]] = []
     for epoch, (past, full) in enumerate(zip(pasts, now[1:], strict=True), 2):
-        before = chain[-2] if epoch > 2 else past.before
-        known = past._replace(difficulty=chain[-1], before=before, measured=measured)
-        found.append({"epoch": epoch, "share": 0.0, **_measures(now[0], full, np.isfinite(full), known.percentile)})
+        known, old = past, now[epoch - 2]
+        if after == PREDICTED:
+            before = chain[-2] if epoch > 2 else past.before
+            known, old = past._replace(difficulty=chain[-1], before=before, measured=measured), now[0]
+        made = {"after": after, "epoch": epoch}
+        found.append({**made, "share": 0.0, **_measures(old, full, np.isfinite(full), known.percentile)})
         try:
             got = refreshing.refreshed(known, epoch, sizes, vectors, share, seed, partial(_looked_up, full))
         except InputError as error:
-            return [*found, {"epoch": epoch, "share": share, "failed": str(error)}]
+            found.append({**made, "share": share, "failed": str(error)})
+            if after == PREDICTED:
+                break
+            continue
         guessed = np.isfinite(got.error)
         measured = np.where(guessed, measured, epoch)
+        chain.append(got.difficulty)
         found.append(
             {
-                "epoch": epoch,
+                **made,
                 "share": share,
                 **_measures(got.difficulty, full, guessed, known.percentile),
                 "claimed": float(np.sqrt(np.mean(got.error[guessed] ** 2))) if guessed.any() else None,
@@ -160,8 +177,8 @@ def _case(
                 "tokens": got.about["share_of_tokens"],
             }
         )
-        chain.append(got.difficulty)
-    return found
+    # In the second epoch the two are the same.
+    return [one for one in found if after == MEASURED or one["epoch"] > 2]
 
 
 def _looked_up(full: NDArray[np.float64], _: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -189,9 +206,9 @@ def _measures(
 def _averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The means over draws."""
     found = []
-    for epoch, share in sorted({(one["epoch"], one["share"]) for one in cases}):
-        ones = [one for one in cases if (one["epoch"], one["share"]) == (epoch, share)]
-        mean: dict[str, Any] = {"epoch": epoch, "share": share}
+    for key in sorted({tuple(one[name] for name in KEY) for one in cases}):
+        ones = [one for one in cases if tuple(one[name] for name in KEY) == key]
+        mean: dict[str, Any] = dict(zip(KEY, key, strict=True))
         failed = [one["failed"] for one in ones if "failed" in one]
         mean["draws"] = len(ones) - len(failed)
         if failed:

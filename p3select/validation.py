@@ -35,7 +35,12 @@ LEAST = 10
 LEVELS = 20
 # Of a measure over the rows, as its spread.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-NUMBER = re.compile(r"[^\d+-]*([+-]?\d+(?:\.\d+)?)")
+# Of the values of a text column, how many have a number where it is one of numbers.
+MOST = 0.9
+# A hyphen after a letter or a digit is no sign, and a point there none of decimals.
+NUMBER = re.compile(
+    r"(?:(?<!\w)[+-])?(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|(?<!\w)\.\d+)(?:[eE][+-]?\d+)?"
+)
 
 
 def validate(
@@ -56,36 +61,46 @@ def validate(
 
     Args:
         run: The run folder.
-        against: The column: numbers, or text with a number in it such as ``Level 3`` (higher = harder); other text
-            is categories without an order. None: only ``spread`` and ``between`` are found.
+        against: The column: numbers, or text with a number in it such as ``Level 3`` (higher = harder; a text with
+            two different numbers has none). Where fewer than 90 % of the texts have a number they are categories
+            without an order, else the others are left out. None: only ``spread`` and ``between`` are found.
         epoch: Whose scores.
         by: A column whose values are groups to be looked at one by one, beside all rows together.
         difficulty: ``p3``, ``nll``, ``ifd``, ``el2n``.
         actions: Rules for ``p3``, each looked at beside the rule that was scored by; () for that alone. ``whole`` can
             always be had; others from scores with ``--actions token``, which are cut anew without scoring again.
         tokenizer: With such rules: the folder or id of the policy's tokenizer; None for the policy's name.
-        resamples: Of the bootstrap.
+        resamples: Of the bootstrap, at least 1; the same ones for every statistic of the same rows.
         seed: Draws them.
 
     Returns:
-        ``rows``; ``left_out`` (rows without a score, without a value, with a predicted difficulty); ``spread``, for
-        each measure (the difficulties, and ``length`` in scored tokens) its mean, its ``QUANTILES`` over the rows and
-        how many rows are between the ``edges`` of 30 equal parts of the middle 99 %; ``between``, Spearman's ρ of
-        every two measures; ``ordered``, None without a ground truth; ``agreement``, for each group and measure: rows,
-        Spearman's ρ and Kendall's τ-b with the ground truth, and ρ given length, each as [value, low, high];
-        ``levels``, for each value of a ground truth of few values, rows and the means of the measures as [value, low,
-        high]; ``trend``, for each measure, Kendall's two-sided p of no trend over the levels; ``groups_left_out``.
+        What can be written as JSON: a number that is not finite, such as the correlation of a constant, is None.
+        ``rows``; ``left_out`` (rows without a score, without a value, and if there are any without a number or with a
+        predicted difficulty) and, with the third, ``no_number``, one of their texts; ``spread``, for each measure (the
+        difficulties, and ``length`` in scored tokens) its mean, its ``QUANTILES`` over the rows and how many rows are
+        between the ``edges`` of 30 equal parts of the middle 99 %; ``between``, Spearman's ρ of every two measures;
+        ``ordered``, None without a ground truth, and then nothing below.
+        If ordered, ``agreement``, for each group and measure: rows, Spearman's ρ and Kendall's τ-b with the ground
+        truth, and ρ given length, each as [value, low, high]; and ``trend``, for each measure, Kendall's two-sided p
+        of no trend over all rows. If not, ``kruskal``, for each group and measure: rows, the Kruskal–Wallis H
+        (corrected for ties) and the p of no difference between the categories.
+        ``levels``, for each value of a ground truth of at most ``LEVELS`` values (of categories in each group, too):
+        group, level, rows and the means of the measures as [value, low, high], without an interval for one row.
+        ``groups_left_out``: rows of the groups of fewer than ``LEAST`` rows or of one value.
 
     Raises:
-        InputError: No such run, epoch, column or difficulty; or too few rows with both.
+        InputError: No such run, epoch, column or difficulty; a column of neither numbers nor text; fewer than one
+            resample; or too few rows with both.
         MismatchError: The tokenizer is not that of the scores.
     """
+    if resamples < 1:
+        raise InputError(f"resamples {resamples}: the intervals need at least 1")
     run = run if isinstance(run, Run) else Run(run)
     table = scores.read(run, epoch)
     dataset = run.dataset()
     if against is None and by is not None:
         raise InputError("by goes with against: the ground truth that each group is compared with")
-    truth, ordered = (None, None) if against is None else _truth(data.column(dataset, against), against)
+    truth, ordered, unread = (None, None, {}) if against is None else _truth(data.column(dataset, against), against)
     groups = None if by is None else data.text(data.column(dataset, by))[: table.num_rows]
     scored = table.column("logprob").is_valid().to_numpy()
     guessed = table.column("difficulty").is_valid().to_numpy() & ~scored
@@ -95,8 +110,8 @@ def validate(
         where, also = ("", "") if against is None else (f"column {against!r}: ", " and a value")
         raise InputError(f"{where}{len(rows)} rows have a measured score{also}, fewer than {LEAST}")
     measures = _measures(run, epoch, table, rows, difficulty, actions, tokenizer)
-    length = measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
-    rng = np.random.default_rng(seed)
+    measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
+    numberless = [row for row in unread if row < len(scored) and scored[row]]
     result: dict[str, Any] = {
         "run": str(run.path),
         "epoch": epoch,
@@ -106,13 +121,15 @@ def validate(
         "rows": len(rows),
         "left_out": {
             "no score": int((~scored & ~guessed).sum()),
-            "no value": int((scored & ~known).sum()),
+            "no value": int((scored & ~known).sum()) - len(numberless),
+            **({"no number": len(numberless)} if numberless else {}),
             **({"predicted difficulty": int(guessed.sum())} if guessed.any() else {}),
         },
+        **({"no_number": unread[numberless[0]]} if numberless else {}),
         "spread": {name: _spread(found) for name, found in measures.items()},
         "between": {
             "measures": list(measures),
-            "spearman": [[_spearman(one, other) for other in measures.values()] for one in measures.values()],
+            "spearman": [[_finite(_spearman(one, other)) for other in measures.values()] for one in measures.values()],
         },
         "ordered": ordered,
         "resamples": resamples,
@@ -121,34 +138,53 @@ def validate(
     }
     if truth is None:
         return result
-    values = truth[rows]
-    names: list[tuple[str, NDArray[np.int64]]] = [("all", np.arange(len(rows)))]
+    return result | _against(
+        measures, truth[rows], None if groups is None else groups[rows], bool(ordered), resamples, seed
+    )
+
+
+def _against(
+    measures: Mapping[str, Values],
+    values: NDArray[Any],
+    groups: NDArray[Any] | None,
+    ordered: bool,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What is found of measures beside a ground truth, (n,) numbers or texts."""
+    values = values.astype(np.float64) if ordered else values
+    every = ("all", np.arange(len(values)))
+    names = [every]
     if groups is not None:
-        names += [(name, np.flatnonzero(groups[rows] == name)) for name in np.unique(groups[rows])]
-    if ordered:
-        numbers = values.astype(np.float64)
-        result["agreement"] = [
+        names += [(name, np.flatnonzero(groups == name)) for name in np.unique(groups).tolist()]
+    tested = [(name, own) for name, own in names if len(own) >= LEAST and len(set(values[own])) > 1]
+    length = measures["length"]
+    found: dict[str, Any] = {
+        "agreement" if ordered else "kruskal": [
             {"group": name, "measure": measure, "rows": len(own)}
-            | _agreement(found[own], numbers[own], None if measure == "length" else length[own], rng, resamples)
-            for name, own in names
-            if len(own) >= LEAST and len(np.unique(numbers[own])) > 1
-            for measure, found in measures.items()
+            | (
+                _agreement(one[own], values[own], None if measure == "length" else length[own], resamples, seed)
+                if ordered
+                else _kruskal(one[own], values[own])
+            )
+            for name, own in tested
+            for measure, one in measures.items()
         ]
-        shown = {entry["group"] for entry in result["agreement"]}
-        result["groups_left_out"] = {name: len(own) for name, own in names if name not in shown}
-        result["trend"] = {name: float(stats.kendalltau(found, numbers).pvalue) for name, found in measures.items()}
-    levels = np.unique(values.astype(np.float64) if ordered else values.astype(str))
+    }
+    if ordered:
+        found["trend"] = {name: _finite(stats.kendalltau(one, values).pvalue) for name, one in measures.items()}
+    levels = np.unique(values).tolist()
     if len(levels) <= LEVELS:
-        result["levels"] = [
-            {
-                "level": level.item(),
-                "rows": int(np.count_nonzero(own)),
-                **{name: _mean(found[own], rng, resamples) for name, found in measures.items()},
-            }
+        found["levels"] = [
+            {"group": name, "level": level, "rows": len(part)}
+            | {measure: _mean(one[part], resamples, seed) for measure, one in measures.items()}
+            for name, own in ([every] if ordered else tested or [every])
             for level in levels
-            for own in [(values.astype(type(level.item())) == level)]
+            for part in [own[values[own] == level]]
+            if len(part)
         ]
-    return result
+    shown = {name for name, _ in tested}
+    return found | {"groups_left_out": {name: len(own) for name, own in names if name not in shown}}
 
 
 def _spread(values: Values) -> dict[str, Any]:
@@ -161,18 +197,33 @@ def _spread(values: Values) -> dict[str, Any]:
     }
 
 
-def _truth(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], bool]:
-    """The ground truth (n,) with None where there is none, and whether its values have an order."""
-    if pa.types.is_nested(column.type):
-        raise InputError(f"column {name!r}: lists and objects have no order; give a column of numbers or of text")
-    values = column.to_pylist()
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        found = [None if value is None else NUMBER.fullmatch(value) or NUMBER.match(value) for value in values]
-        if any(value is not None and match is None for value, match in zip(values, found, strict=True)):
-            return np.array(values, object), False
-        return np.array([None if match is None else float(match[1]) for match in found], object), True
-    numbers = [None if value is None or math.isnan(value) else float(value) for value in values]
-    return np.array(numbers, object), True
+def _truth(column: pa.ChunkedArray, name: str) -> tuple[NDArray[Any], bool, dict[int, str]]:
+    """The ground truth (n,) with None where there is none, whether its values have an order, texts without a number."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind, values = column.type, column.to_pylist()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        numbers = [None if value is None else _number(value) for value in values]
+        given = len(values) - values.count(None)
+        unread = {row: value for row, value in enumerate(values) if value is not None and numbers[row] is None}
+        if given - len(unread) < MOST * given:
+            return np.array(values, object), False, {}
+        return np.array(numbers, object), True, unread
+    if not (pa.types.is_null(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)) and not (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    ):
+        raise InputError(f"column {name!r}: {kind} is neither numbers nor text; give a column of one of these")
+    return np.array([None if value is None else _finite(value) for value in values], object), True, {}
+
+
+def _number(text: str) -> float | None:
+    """The number in a text; None where there is none, or more than one."""
+    found = {float(part.replace(",", "")) for part in NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))}
+    return _finite(found.pop()) if len(found) == 1 else None
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _measures(
@@ -251,14 +302,23 @@ def _recut(
 
 
 def _agreement(
-    measure: Values, truth: Values, length: Values | None, rng: np.random.Generator, resamples: int
-) -> dict[str, list[float]]:
+    measure: Values, truth: Values, length: Values | None, resamples: int, seed: int
+) -> dict[str, list[float | None]]:
     """Rank correlations with their intervals; given length too, where it is not length itself."""
-    found = {"spearman": _interval(_spearman, (measure, truth), rng, resamples)}
-    found["kendall"] = _interval(lambda a, b: float(stats.kendalltau(a, b).statistic), (measure, truth), rng, resamples)
+    found = {"spearman": _interval(_spearman, (measure, truth), resamples, seed)}
+    found["kendall"] = _interval(_kendall, (measure, truth), resamples, seed)
     if length is not None:
-        found["given_length"] = _interval(partial_spearman, (measure, truth, length), rng, resamples)
+        found["given_length"] = _interval(partial_spearman, (measure, truth, length), resamples, seed)
     return found
+
+
+def _kruskal(measure: Values, categories: NDArray[Any]) -> dict[str, float | None]:
+    """Do the categories differ? Kruskal & Wallis 1952; SciPy has no answer for a constant."""
+    if np.ptp(measure) == 0:
+        return {"statistic": None, "p": None}
+    _, place, count = np.unique(categories, return_inverse=True, return_counts=True)
+    found = stats.kruskal(*np.split(measure[np.argsort(place)], np.cumsum(count)[:-1]))
+    return {"statistic": _finite(found.statistic), "p": _finite(found.pvalue)}
 
 
 def partial_spearman(one: Values, other: Values, given: Values) -> float:
@@ -285,15 +345,22 @@ def _spearman(one: Values, other: Values) -> float:
     return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / (spread[0] * spread[1]))
 
 
+def _kendall(one: Values, other: Values) -> float:
+    return float(stats.kendalltau(one, other).statistic)
+
+
 def _interval(
-    measure: Callable[..., float], arrays: tuple[Values, ...], rng: np.random.Generator, resamples: int
-) -> list[float]:
-    """The value, and the 2.5 and 97.5 percentiles over rows drawn with replacement."""
-    n = len(arrays[0])
+    measure: Callable[..., float], arrays: tuple[Values, ...], resamples: int, seed: int
+) -> list[float | None]:
+    """The value, and the 2.5 and 97.5 percentiles over rows drawn with replacement: the same for every measure."""
+    n, rng = len(arrays[0]), np.random.default_rng(seed)
+    value = _finite(measure(*arrays))
+    if n < 2:
+        return [value, None, None]
     drawn = [measure(*(array[rows] for array in arrays)) for rows in (rng.integers(0, n, n) for _ in range(resamples))]
     low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-    return [float(measure(*arrays)), float(low), float(high)]
+    return [value, _finite(low), _finite(high)]
 
 
-def _mean(values: Values, rng: np.random.Generator, resamples: int) -> list[float]:
-    return _interval(lambda one: float(one.mean()), (values,), rng, resamples)
+def _mean(values: Values, resamples: int, seed: int) -> list[float | None]:
+    return _interval(lambda one: float(one.mean()), (values,), resamples, seed)

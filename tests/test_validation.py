@@ -1,14 +1,16 @@
 """Agreement with a ground truth: against SciPy, by hand, and on data whose answer is known."""
 
+import datetime
 import json
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from scipy import stats
 
 import p3select
-from p3select import cli, figures, validation
+from p3select import cli, figures, strategies, validation
 from p3select.errors import InputError
 from tests.fakes import FakeScorer
 
@@ -38,6 +40,19 @@ def run(tmp_path_factory, tokenizer, gsm8k):
         kind=pl.Series(["easy" if value < 3 else "hard" for value in level]),
         source=pl.Series(["a"] * 100 + ["b"] * 45 + ["c"] * 5),
         completion=pl.when(pl.int_range(ROWS) == 7).then(pl.lit("")).otherwise(pl.col("completion")),
+    )
+    # Row 7 has no score.
+    unknown = pl.int_range(ROWS).is_in([3, 7, 40, 41])
+    frame = frame.with_columns(
+        unknown=pl.when(unknown).then(pl.lit("Level ?")).otherwise(pl.col("label")),
+        loose=pl.when(pl.int_range(ROWS) < 20).then(pl.lit("?")).otherwise(pl.col("label")),
+        grade=pl.col("label").cast(pl.Categorical),
+        genre=pl.col("kind").cast(pl.Enum(["hard", "easy"])),
+        when=pl.lit(datetime.date(2024, 5, 1)),
+        then=pl.lit(datetime.datetime(2024, 5, 1, 12)),
+        taken=pl.lit(datetime.timedelta(seconds=3)),
+        same=pl.lit(1),
+        alone=pl.when(pl.int_range(ROWS) == 5).then(6).otherwise(pl.col("level")),
     )
     frame.write_parquet(folder / "rows.parquet")
     run = p3select.Run(folder / "run")
@@ -87,8 +102,172 @@ def test_correlations_are_those_of_scipy_and_partial_ones_those_of_residuals(run
 def test_the_bootstraps_intervals_have_their_width():
     """Of a mean, ± 1.96 standard errors."""
     values = np.random.default_rng(0).normal(size=400)
-    _, low, high = validation._mean(values, np.random.default_rng(1), 2_000)
+    _, low, high = validation._mean(values, 2_000, 1)
     assert (high - low) == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_every_statistic_of_the_same_rows_has_the_same_resamples(run):
+    """So that two measures can be compared: of one measure under two names all is one."""
+    found = p3select.validate(run, against="level", by="source", actions=["line"], resamples=20)
+    for group in ("all", "a", "b"):
+        one, same = entry(found, group, "p3"), entry(found, group, "p3 by line")
+        assert one | {"measure": ""} == same | {"measure": ""}
+    assert all(one["p3"] == one["p3 by line"] for one in found["levels"])
+
+
+def test_a_level_of_one_row_has_no_interval(run, tmp_path, capsys):
+    found = p3select.validate(run, against="alone", resamples=20)
+    (one,) = (one for one in found["levels"] if one["level"] == 6)
+    assert one["rows"] == 1
+    assert one["p3"][0] > 0
+    assert one["p3"][1:] == one["length"][1:] == [None, None]
+    words = ["validate", "--run", str(run.path), "--against", "alone", "--resamples", "5"]
+    cli.main([*words, "--out", str(tmp_path / "alone.svg")])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["6", "1"])
+    assert "±" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("Level 3", 3), ("level-1", 1), ("level-5", 5), ("-3", -3), ("−3", -3), ("+3", 3), ("level −2", -2)),
+        *(("level: -1.5", -1.5), ("(-4)", -4), ("1e3", 1000), ("1e-5", 1e-5), ("2E+2", 200), ("1,000", 1000)),
+        *(("$1,234,567.5", 1234567.5), (".5", 0.5), ("-.5", -0.5), ("No.5", 5), ("5.", 5), (" 7 ", 7), ("3rd", 3)),
+        *(("2 (two: 2)", 2), ("Level 3 of 5", None), ("2-3", None), ("1,5", None), ("1,0000", None), ("v1.2.3", None)),
+        *(("2024-05-01", None), ("Level ?", None), ("", None), ("nan", None), ("inf", None), ("1e999", None)),
+    ],
+)
+def test_the_number_in_a_text(text, number):
+    assert validation._number(text) == number
+
+
+def test_few_texts_without_a_number_are_left_out_and_said(run, capsys):
+    known = p3select.validate(run, against="label", resamples=5)
+    found = p3select.validate(run, against="unknown", resamples=5)
+    assert found["ordered"]
+    assert (found["rows"], known["rows"]) == (146, 149)
+    assert found["left_out"] == {"no score": 1, "no value": 0, "no number": 3}
+    assert found["no_number"] == "Level ?"
+    assert "no_number" not in known
+    cli.main(["validate", "--run", str(run.path), "--against", "unknown", "--resamples", "5"])
+    assert '146; left out: 1 with no score, 3 with no number, such as "Level ?"' in capsys.readouterr().out
+    loose = p3select.validate(run, against="loose", resamples=5)
+    assert not loose["ordered"]
+    assert loose["left_out"] == {"no score": 1, "no value": 0}
+    assert [one["level"] for one in loose["levels"]] == ["?", *(f"Level {level}" for level in range(1, 6))]
+
+
+def test_nine_of_ten_texts_with_a_number_are_enough():
+    for unknown, ordered in ((10, True), (11, False)):
+        texts = [None] * 5 + ["Level ?"] * unknown + [f"Level {row}" for row in range(100 - unknown)]
+        values, found, unread = validation._truth(pa.chunked_array([texts]), "level")
+        assert found == ordered
+        assert unread == (dict.fromkeys(range(5, 15), "Level ?") if ordered else {})
+        assert [value is None for value in values[:20]] == [row < (15 if ordered else 5) for row in range(20)]
+
+
+def test_dictionaries_are_their_values_and_times_are_refused(run):
+    for name, same in (("grade", "label"), ("genre", "kind")):
+        found, plain = (p3select.validate(run, against=one, by="source", resamples=5) for one in (name, same))
+        assert found | {"against": ""} == plain | {"against": ""}
+    codes = pa.chunked_array([pa.array([3, None, 1]).dictionary_encode()])
+    assert validation._truth(codes, "level")[0].tolist() == [3, None, 1]
+    for name, kind in (("when", "date32"), ("then", "timestamp"), ("taken", "duration")):
+        with pytest.raises(InputError, match=rf"column '{name}': {kind}.* is neither numbers nor text"):
+            p3select.validate(run, against=name)
+
+
+def test_categories_are_tested_within_each_group_too(run, tmp_path, capsys):
+    found = p3select.validate(run, against="kind", by="source", difficulty=["p3", "nll"], resamples=20)
+    kinds = pl.read_parquet(run.info()["dataset"]["paths"][0]).select("kind")
+    table = columns(run).with_columns(kinds).filter(pl.col("difficulty").is_not_null())
+    assert found["groups_left_out"] == {"c": 5}
+    assert {(one["group"], one["measure"]) for one in found["kruskal"]} == {
+        (group, measure) for group in ("all", "a", "b") for measure in ("p3", "nll", "length")
+    }
+    assert [(one["group"], one["level"]) for one in found["levels"]] == [
+        (group, kind) for group in ("all", "a", "b") for kind in ("easy", "hard")
+    ]
+    for group in ("all", "a", "b"):
+        part = table if group == "all" else table.filter(source=group)
+        parts = {kind: part.filter(kind=kind) for kind in ("easy", "hard")}
+        for measure, column in (("p3", "difficulty"), ("length", "tokens")):
+            (one,) = (one for one in found["kruskal"] if (one["group"], one["measure"]) == (group, measure))
+            test = stats.kruskal(*(part[column] for part in parts.values()))
+            assert one["rows"] == len(part)
+            assert (one["statistic"], one["p"]) == (pytest.approx(test.statistic), pytest.approx(test.pvalue))
+            for kind in parts:
+                (level,) = (one for one in found["levels"] if (one["group"], one["level"]) == (group, kind))
+                assert level["rows"] == len(parts[kind])
+                assert level[measure][0] == pytest.approx(parts[kind][column].mean())
+    words = ["validate", "--run", str(run.path), "--against", "kind", "--by", "source", "--resamples", "5"]
+    cli.main([*words, "--out", str(tmp_path / "kind.png")])
+    shown = capsys.readouterr().out
+    assert "Kruskal–Wallis, p of no difference" in shown
+    assert all(f"{group}: mean ± half the 95 % interval" in shown for group in ("all", "a", "b"))
+    assert "group c: 5 rows" in shown
+    assert (tmp_path / "kind.png").stat().st_size > 10_000
+
+
+def strict(text):
+    """JSON as it is defined: without NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+def test_what_is_not_finite_is_none_and_json_is_json(run, tmp_path, capsys):
+    words = ["validate", "--run", str(run.path), "--against", "same", "--resamples", "5"]
+    found = p3select.validate(run, against="same", resamples=5)
+    assert (found["agreement"], found["groups_left_out"]) == ([], {"all": 149})
+    assert found["trend"] == {"p3": None, "length": None}
+    cli.main([*words, "--json"])
+    assert strict(capsys.readouterr().out) == found
+    cli.main([*words, "--out", str(tmp_path / "same.png")])
+    assert "p of no trend" in capsys.readouterr().out
+    # A measure that is a constant, too: all of one length.
+    constant = np.ones(40)
+    level, kind = np.arange(40.0), np.array(["a", "b"] * 20, object)
+    both = {"p3": np.random.default_rng(0).random(40), "length": constant}
+    ordered = validation._against(both, level, None, True, 5, 0)
+    assert entry(ordered, "all", "length")["spearman"] == [None] * 3
+    assert entry(ordered, "all", "length")["kendall"] == [None] * 3
+    assert validation._against(both, kind, None, False, 5, 0)["kruskal"][1]["p"] is None
+    cli._print({"loss": float("nan"), "all": [{"worst": float("inf")}, (1.5, -float("inf"))]}, True)
+    assert strict(capsys.readouterr().out) == {"loss": None, "all": [{"worst": None}, [1.5, None]]}
+
+
+def test_a_drawing_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, capsys):
+    validate = ["validate", "--run", str(run.path), "--against", "level", "--resamples", "5"]
+    compare = ["compare", "--run", str(tmp_path / "none"), "--epochs", "2", "--budget", "9", "--out", str(tmp_path)]
+    for words, name in ((validate, "--out"), (compare, "--plot")):
+        for out in ("x.foo", "x", ".png"):
+            with pytest.raises(SystemExit) as left:
+                cli.main([*words, name, str(tmp_path / out)])
+            assert left.value.code == 2
+            shown = capsys.readouterr()
+            assert shown.out == ""
+            assert "no drawing ends so; give a file that ends in .png, .jpg" in shown.err
+
+
+@pytest.mark.slow
+def test_every_drawing_that_is_allowed_is_written(run, tmp_path):
+    found = p3select.validate(run, against="level", resamples=5)
+    for ending in (*cli.DRAWN, "PNG"):
+        cli._drawing("validation", str(tmp_path / f"drawn.{ending}"))(found)
+        assert (tmp_path / f"drawn.{ending}").stat().st_size > 1_000
+
+
+def test_lists_may_have_blanks_and_strategies_commas(run, capsys):
+    words = ["validate", "--run", str(run.path), "--resamples", "5", "--json", "--difficulty"]
+    shown = [(cli.main([*words, given]), capsys.readouterr().out)[1] for given in ("p3,nll", " p3, nll ,")]
+    assert shown[0] == shown[1]
+    share = "p3+share=src=gsm8k:40%,null:60%+pace=constant:80"
+    rows = "rds+exclude=[1,2,3]"
+    given = f"p3, {share} ,uniform,{rows}, p3+pace=linear:50:95,p3+selector=module:name,full"
+    parts = cli._list(given, cli.STRATEGY_ENDS)
+    assert parts == ["p3", share, "uniform", rows, "p3+pace=linear:50:95", "p3+selector=module:name", "full"]
+    arguments = [strategies._arguments(part) for part in parts]
+    assert arguments[1] == {"share": "src=gsm8k:40%,null:60%", "pace": "constant:80"}
+    assert arguments[3]["exclude"] == [1, 2, 3]
 
 
 def test_text_with_numbers_is_ordered_and_other_text_is_not(run):
@@ -154,6 +333,8 @@ def test_bad_input_is_refused(run):
         ({"against": "level", "by": "topic"}, "no column 'topic'"),
         ({"against": "level", "epoch": 2}, "not scored yet"),
         ({"against": "level", "difficulty": ["hard"]}, "unknown difficulty 'hard'"),
+        ({"against": "level", "resamples": 0}, "resamples 0: the intervals need at least 1"),
+        ({"resamples": -5}, "resamples -5"),
     ):
         with pytest.raises(InputError, match=message):
             p3select.validate(run, **options)

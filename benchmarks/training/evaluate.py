@@ -67,8 +67,8 @@ def answer(text: str) -> str | None:
     r"""The final answer of a solution: what the last closed ``\boxed{}`` holds, else the number after ``####``.
 
     None where there is neither. Braces may be nested. Of several ``####`` the first counts, as a model goes on after
-    its answer. Written in one way: blanks, signs of money and of percent, and commas of thousands count for nothing, nor do
-    ``\left``, ``\right`` and the kinds of ``\frac``; 18.0 is 18.
+    its answer. Written in one way: blanks, signs of money and of percent, and commas of thousands count for nothing,
+    nor do ``\left``, ``\right`` and the kinds of ``\frac``; 18.0 is 18.
     """
     for start in reversed([match.end() for match in re.finditer(r"\\boxed\{", text)]):
         depth = 1

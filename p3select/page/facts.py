@@ -95,6 +95,18 @@ class Step(NamedTuple):
         return found
 
 
+class Times(NamedTuple):
+    """What choosing and training took, over the epochs of which both are known whole."""
+
+    epochs: list[int]
+    """Those of which the times to score, to select and to train are recorded."""
+    seconds: dict[str, float]
+    """Step → seconds over these epochs: scores that several were selected by count once, and embeddings, made once for
+    the run, in these epochs' share of those that were selected."""
+    notes: list[str]
+    """What is left out, and why."""
+
+
 def epochs(run: Run, rows: int) -> tuple[list[Epoch], str, list[str]]:
     """The epochs with scores, the kind of difficulty, and what there is to know.
 
@@ -247,6 +259,44 @@ def costs(run: Run, found: Sequence[Epoch]) -> dict[str, dict[int, Mapping[str, 
                     raise InputError(f"{file}: damaged (it has no seconds); remove it")
                 known.setdefault(name, {})[epoch] = one
     return known
+
+
+def times(found: Sequence[Epoch], known: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> Times:
+    """What of the recorded seconds can be compared: a step's of some epochs is nothing beside another's of others.
+
+    Args:
+        found: The epochs that were scored.
+        known: What :func:`costs` gave.
+    """
+    whole, lacking = [], dict[str, list[int]]()
+    for epoch in found:
+        own = {"score": epoch.source, "select": epoch.number, "train": epoch.number}
+        lack = [name for name, number in own.items() if number not in known.get(name, {})]
+        if not epoch.picked.any():
+            lacking.setdefault("no index", []).append(epoch.number)
+        elif lack:
+            lacking.setdefault(f"time to {' and to '.join(lack)} not recorded", []).append(epoch.number)
+        else:
+            whole.append(epoch)
+    seconds = {
+        name: sum(known[name][number]["seconds"] for number in {getattr(epoch, of) for epoch in whole})
+        for name, of in (("score", "source"), ("select", "number"), ("train", "number"))
+        if whole
+    }
+    why = "; ".join(f"{listed(numbers)} ({reason})" for reason, numbers in lacking.items())
+    notes = [f"{'Left out' if whole else 'No epoch has all its times'}: {why}."] if why else []
+    if whole and "embed" in known:
+        every = len(selected(found))
+        seconds["embed"] = known["embed"][0]["seconds"] * len(whole) / every
+        notes += [f"Of embedding, once for the run, {len(whole)} of {every} parts count."] if len(whole) < every else []
+    elif any(one.selection is not None and one.selection.metadata["embeddings_fingerprint"] for one in whole):
+        notes.append("The time to embed is not recorded: choosing took so much longer.")
+    return Times([epoch.number for epoch in whole], seconds, notes)
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Epochs by their numbers."""
+    return f"epoch{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def refreshed(run: Run, found: Sequence[Epoch]) -> list[tuple[Any, ...]]:

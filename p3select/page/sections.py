@@ -44,7 +44,8 @@ UNITS = {
 TRADEOFF_ROWS = 5_000
 _LESS = (
     "`p3select score --refresh 25%` scores rows with so many of the tokens and predicts the difficulty of the others. "
-    "Here it is done over again on the scores that there are: 0 % is to go on with those of epoch 1."
+    "Here it is done over again on the scores that there are, after an epoch that was scored whole, and after one that "
+    "was scored in part too. 0 % is to score nothing: to go on with the epoch before, or with the first."
 )
 NO_INDEX = "<p>No epoch has an index yet: <code>p3select select</code> makes one.</p>"
 NO_VECTORS = "<p>The run folder has no embeddings: <code>p3select embed</code> makes them.</p>"
@@ -347,27 +348,37 @@ def shift(epochs: Sequence[Epoch], groups: Mapping[str, tuple[list[str], NDArray
 
 def cost(epochs: Sequence[Epoch], costs: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> str:
     """Where time and tokens went, as far as the run folder has it."""
-    seconds = {name: sum(one["seconds"] for one in by.values()) for name, by in costs.items()}
+    times = facts.times(epochs, costs)
+    # Where nothing can be compared there are no shares either.
+    seconds = times.seconds or {name: sum(one["seconds"] for one in by.values()) for name, by in costs.items()}
     total = sum(seconds.values())
-    known = [(name, seconds[name], None, f"{seconds[name] / total:.0%}") for name in facts.STEPS if seconds.get(name)]
+    known = [
+        (name, seconds[name], None, f"{seconds[name] / total:.0%}" if times.epochs else f"{seconds[name]:,.1f} s")
+        for name in facts.STEPS
+        if seconds.get(name)
+    ]
     lines, share = [], []
     for epoch in epochs:
         scored, picked = (int(epoch.tokens[mask].sum()) for mask in (~np.isnan(epoch.nll), epoch.picked))
-        times = [costs.get(name, {}).get(epoch.number) for name in ("score", "select", "train")]
-        said = ("not recorded" if one is None else f"{one['seconds']:,.1f} s" for one in times)
+        own = [costs.get(name, {}).get(epoch.number) for name in ("score", "select", "train")]
+        said = ["not recorded" if one is None else f"{one['seconds']:,.1f} s" for one in own]
+        if epoch.source != epoch.number:
+            said[0] = f"that of epoch {epoch.source}"
         lines.append((epoch.number, scored, picked, *said))
         if scored and picked:
             share.append((f"epoch {epoch.number}", picked / scored, None, f"{picked / scored:.0%}"))
     heads = ("epoch", "target tokens scored", "target tokens selected", "score", "select", "train")
-    missing = [name for name in facts.STEPS if name not in seconds]
-    note = f"Not recorded in this run folder: the time to {', to '.join(missing)}. " if missing else ""
-    note += "Embedding is done once for a run. " + (f"It took {seconds['embed']:,.1f} s." if "embed" in seconds else "")
+    which = f"of {facts.listed(times.epochs)}" if times.epochs else "all that is recorded, not of the same epochs"
+    compared = [f"Time is compared over {facts.listed(times.epochs)}."] if times.epochs else []
+    note = " ".join([*compared, *times.notes, "Embedding is done once for a run."])
+    note += f" It took {costs['embed'][0]['seconds']:,.1f} s." if "embed" in costs else ""
     tokens = tables.html(heads, lines)
     figures = []
     if known:
         drawing = drawings.bars("Seconds of each step: " + _listed(known), known)
-        table = tables.html(("step", "seconds", "share"), [(a, f"{b:,.1f}", d) for a, b, _, d in known])
-        figures.append(_figure("Time", f"{total:,.0f} s recorded", drawing, table))
+        columns = ("step", "seconds", "share") if times.epochs else ("step", "seconds")
+        table = tables.html(columns, [(a, f"{b:,.1f}", d) for a, b, _, d in known])
+        figures.append(_figure("Time", f"{total:,.0f} s, {which}", drawing, table))
     if share:
         drawing = drawings.bars("Tokens selected for training, of those scored: " + _listed(share), share, 1.0)
         figures.append(
@@ -393,32 +404,52 @@ def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
     parts.append(
         f'<p class="what">{_options(_LESS)} Of {found["rows"]:,} rows; shares are of the {escape(found["cost"])}.</p>'
     )
-    figures = []
+    results, figures = found["results"], []
+    later = sorted({one["epoch"] for one in results})
     for key, title, what in (
         ("spearman", "Order of all rows", "Spearman's ρ with the full re-score"),
         ("jaccard", "Eligible rows", "Jaccard index with those of the full re-score"),
     ):
-        by: dict[int, list[tuple[int, float]]] = {}
-        for one in found["results"]:
-            if one[key] is not None:
-                by.setdefault(round(100 * one["share"]), []).append((one["epoch"], one[key]))
-        if not by:
+        known = {(one["after"], one["share"], one["epoch"]): one[key] for one in results if one[key] is not None}
+        shares = sorted({share for _, share, _ in known})
+        if not known:
             figures.append(f"<p>{escape(title)}: no index says where λ is.</p>")
             continue
-        mean, worst = ([float(of([v for _, v in ones])) for ones in by.values()] for of in (np.mean, np.min))
-        drawing = drawings.trend(
-            f"{what}, by the percent of tokens scored: mean of the epochs, and the worst; "
-            + "; ".join(f"{share} %: {a:.3f}, {b:.3f}" for share, a, b in zip(by, mean, worst, strict=True)),
-            [*by],
-            [("mean of the epochs", "accent", mean), ("worst epoch", "bar", worst)],
+        series = [
+            (f"epoch before {after}", color, [_mean(_of(known, after, share)) for share in shares])
+            for after, color in zip(tradeoff.AFTER, ("accent", "bar"), strict=True)
+            if any(one == after for one, _, _ in known)
+        ]
+        about = (
+            f"{share:.0%}: " + ", ".join(f"{line[place]:.3f}" for *_, line in series)
+            for place, share in enumerate(shares)
         )
-        lines = [(f"{share} %", *(dict(ones).get(e, np.nan) for e in _later(found))) for share, ones in by.items()]
-        table = tables.html(("tokens scored", *(f"epoch {e}" for e in _later(found))), lines)
-        note = f"{what}, by % of the tokens scored: mean of the epochs (accent), worst epoch (grey)"
+        note = f"{what}, by % of the tokens scored; the epoch before scored whole (accent) or in part (grey)"
+        drawing = drawings.trend(f"{note}. {'; '.join(about)}.", [round(100 * share) for share in shares], series)
+        lines = [
+            (after, f"{share:.0%}", *(known.get((after, share, epoch), np.nan) for epoch in later))
+            for after in tradeoff.AFTER
+            for share in shares
+            if len(_of(known, after, share))
+        ]
+        table = tables.html(("epoch before", "tokens scored", *(f"epoch {epoch}" for epoch in later)), lines)
         figures.append(_figure(title, note, drawing, table))
-    failed = next((one["failed"] for one in found["results"] if "failed" in one), None)
     parts.append(f'<div class="grid">{"".join(figures)}</div>')
-    return "".join(parts) + (f"<p>{escape(failed)}</p>" if failed else "")
+    none: dict[float, list[Mapping[str, Any]]] = {}
+    for one in results:
+        if not one["draws"]:
+            none.setdefault(one["share"], []).append(one)
+    parts += [
+        f'<p class="note">{share:.0%} of the tokens is left out of {facts.listed(sorted({e["epoch"] for e in ones}))} '
+        f"and what follows from it: {escape(ones[0]['failed'])}.</p>"
+        for share, ones in none.items()
+    ]
+    return "".join(parts)
+
+
+def _of(known: Mapping[tuple[str, float, int], float], after: str, share: float) -> Values:
+    """The values of all epochs."""
+    return np.array([value for (one, other, _), value in known.items() if (one, other) == (after, share)])
 
 
 def rows(
@@ -563,10 +594,6 @@ def _known(values: Values) -> Values:
 
 def _mean(values: Values) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-def _later(found: Mapping[str, Any]) -> list[int]:
-    return sorted({one["epoch"] for one in found["results"]})
 
 
 def _policy(epoch: Epoch) -> str:

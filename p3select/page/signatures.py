@@ -141,19 +141,19 @@ def _overfitting(steps: Sequence[Step]) -> Signature:
 
 
 def _overhead(epochs: Sequence[Epoch], costs: Mapping[str, Mapping[int, Mapping[str, Any]]], limit: float) -> Signature:
-    found = []
     passes = {epoch.source: epoch for epoch in facts.selected(epochs)}
     scored = sum(int(epoch.tokens[~np.isnan(epoch.nll)].sum()) for epoch in passes.values())
     trained = sum(int(epoch.tokens[epoch.picked].sum()) for epoch in epochs)
-    seconds = {name: sum(one["seconds"] for one in by.values()) for name, by in costs.items()}
-    missing = [name for name in ("score", "select", "train") if name not in seconds]
-    share = None
-    if not missing:
-        spent = sum(seconds[name] for name in seconds if name != "train")
-        share = spent / max(spent + seconds["train"], 1e-12)
-        found.append(f"In time: {spent:,.0f} s to choose, {seconds['train']:,.0f} s to train: {share:.0%} is choosing.")
-    else:
-        found.append(f"In time: not recorded for {', '.join(missing)}.")
+    times = facts.times(epochs, costs)
+    share, found = None, list[str]()
+    if times.epochs:
+        spent = sum(seconds for name, seconds in times.seconds.items() if name != "train")
+        share = spent / max(spent + times.seconds["train"], 1e-12)
+        found = [
+            f"In time, {facts.listed(times.epochs)}: {spent:,.0f} s to choose, {times.seconds['train']:,.0f} s to "
+            f"train: {share:.0%} is choosing."
+        ]
+    found = [" ".join([*found, *times.notes])]
     if trained:
         forward = scored * FORWARD_SHARE
         tokens = forward / (forward + trained)
@@ -165,8 +165,9 @@ def _overhead(epochs: Sequence[Epoch], costs: Mapping[str, Mapping[int, Mapping[
     return Signature(
         "Choosing costs too much beside training",
         UNKNOWN if share is None else SEEN if share > limit else NOT_SEEN,
-        tuple(found) if share is not None else (*found, "It needs an index, or the time of every step."),
-        f"More than {limit:.0%} of the whole is choosing: in time where every step has it, else in tokens.",
+        tuple(found) if share is not None else (*found, "It needs an index, or the times of an epoch."),
+        f"More than {limit:.0%} of the whole is choosing: in time over the epochs of which scoring, selecting and "
+        "training are recorded, in tokens where there is none.",
         "Score faster (`--scorer vllm`, a GPU, `--option dtype=bfloat16`) or shorter (`--max-length`); select more, "
         "or train more on each selection.",
     )
