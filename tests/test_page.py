@@ -395,6 +395,11 @@ def test_what_less_would_have_given(run, made, tmp_path, hostile, tokenizer):
     assert "It cannot be told: epoch 2 was itself predicted in part" in text
 
 
+def test_a_long_path_is_shown_by_its_end():
+    assert sections._end("org/model") == "org/model"
+    assert sections._end("/a/b/loop/epoch-001/weights") == "…/loop/epoch-001/weights"
+
+
 # --- rows
 
 

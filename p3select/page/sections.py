@@ -34,6 +34,8 @@ SHOWN = 5
 # This share of the values at each end is counted in a histogram's outermost bars.
 TAIL = 0.001
 SPREAD = (10, 25, 50, 75, 90)
+# Of a path that is shown in short.
+PATH_PARTS = 3
 UNITS = {
     "p3": "1 − the mean probability of an action: from 0, certain, to 1",
     "nll": "nats per token of the target: from 0, certain",
@@ -137,7 +139,7 @@ def difficulty(epochs: Sequence[Epoch]) -> str:
             parts["selected"] = _known(epoch.difficulty[epoch.picked])
         counts = {name: _counts(values, cut) for name, values in parts.items()}
         chosen = counts.get("selected")
-        note = f"{_policy(epoch)}; {len(known):,} rows"
+        note = f"{_end(_policy(epoch))}; {len(known):,} rows"
         if epoch.selection is not None:
             meta = epoch.selection.metadata
             note += f", {meta['eligible']:,} eligible, {len(epoch.selection):,} selected by {meta['selector']}"
@@ -598,6 +600,12 @@ def _mean(values: Values) -> float:
 
 def _policy(epoch: Epoch) -> str:
     return epoch.policy or str(epoch.settings.get("scorer", "a scorer")) + " " + _setting(epoch.settings.get("model"))
+
+
+def _end(path: str) -> str:
+    """The last parts of a path, by which policies of one training are told apart; the whole is among what was read."""
+    parts = path.split("/")
+    return path if len(parts) <= PATH_PARTS else "…/" + "/".join(parts[-PATH_PARTS:])
 
 
 def _setting(value: Any) -> str:
