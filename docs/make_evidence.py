@@ -113,11 +113,11 @@ def trainings() -> str:
 
 def epochs(found: dict[str, list[dict]]) -> str:
     """What became of the difficulties of all rows, by strategy and epoch."""
-    lines = [["trained by", "epoch", "mean p3", "ρ with length", "ρ with the epoch before"]]
+    lines = [["trained by", "epoch", "mean p3", "ρ with length", "ρ with the epoch before", "picks among the hardest"]]
     for name in dict.fromkeys(key.rpartition(" ")[0] for key in found):
         runs = [one for key, one in found.items() if key.rpartition(" ")[0] == name and len(one) > 1]
         for place, some in enumerate(zip(*runs, strict=True)):
-            values = [[one[key] for one in some if key in one] for key in ("difficulty", "length", "before")]
+            values = [[one[key] for one in some if key in one] for key in ("difficulty", "length", "before", "top")]
             shown = (number(sum(part) / len(part)) if part else "" for part in values)
             lines.append([name if not place else "", str(some[0]["epoch"]), *shown])
     return table(lines)

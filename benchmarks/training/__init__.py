@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from scipy import stats
 
 import p3select
 from benchmarks._machine import machine
-from p3select import figures
+from p3select import figures, index
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -115,16 +116,24 @@ def main(arguments: list[str]) -> None:
 
 
 def epochs(run: p3select.Run) -> list[dict[str, Any]]:
-    """Of each epoch that was scored: the mean difficulty, and Spearman's ρ with length and with the epoch before."""
+    """Of each epoch that was scored: the mean difficulty, Spearman's ρ with length and with the epoch before, ``top``.
+
+    The last is the share of the selected rows that are among as many hardest eligible ones: 1, and diversity did
+    nothing.
+    """
     found: list[dict[str, Any]] = []
     before: Any = None
     for folder in sorted((run.path / "scores").glob("epoch-*")):
         table = pl.read_parquet(folder / "*.parquet", columns=["difficulty", "tokens"])
         now = table["difficulty"].to_numpy()
-        one = {"epoch": int(folder.name[-3:]), "difficulty": float(now.mean())}
+        epoch = int(folder.name[-3:])
+        one = {"epoch": epoch, "difficulty": float(now.mean())}
         one["length"] = float(stats.spearmanr(now, table["tokens"].to_numpy()).statistic)
         if before is not None:
             one["before"] = float(stats.spearmanr(now, before).statistic)
+        picked = index.read(run.index(epoch))
+        hardest = np.argsort(-np.where(now <= picked.metadata["lam"], now, -1.0), kind="stable")[: len(picked)]
+        one["top"] = float(np.isin(picked.rows, hardest).mean())
         found.append(one)
         before = now
     return found
