@@ -99,7 +99,9 @@ def trainings() -> str:
                 result = arm["results"][name]
                 values += [half(result), "" if arm["strategy"] == first else half(result["difference"])]
             scored = "?" if arm["tokens_scored"] is None else f"{arm['tokens_scored']:,.0f}"
-            lines.append([arm["strategy"], *values, f"{arm['tokens']:,.0f}", scored])
+            # Of what an epoch's index has, train.py takes as many rows as the budget: of full, each row once in all.
+            tokens = arm["tokens"] * min(1.0, settings["budget"] * settings["epochs"] / arm["rows"])
+            lines.append([arm["strategy"], *values, f"{tokens:,.0f}", scored])
         before = [part for name in names for part in (f"{trained['before'][name]:.4f}", "")]
         lines.append(["*not at all*", *before, "", ""])
         seeds = ", ".join(map(str, trained["seeds"]))
@@ -157,7 +159,8 @@ def interval(value: list[float] | None) -> str:
 
 def half(value: dict) -> str:
     """A mean over seeds as text."""
-    return f"{value['mean']:.4f}" + ("" if value["half"] is None else f" ± {value['half']:.4f}")
+    mean = f"{value['mean']:.4f}".replace("-", "−")
+    return mean + ("" if value["half"] is None else f" ± {value['half']:.4f}")
 
 
 def number(value: float | None) -> str:

@@ -166,8 +166,11 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
                 result = one["results"][key]
                 panel.plot(result["values"], [place] * len(result["values"]), "o", color=ALL, markersize=4)
                 panel.errorbar(result["mean"], place, xerr=result["half"], fmt="D", color=CHOSEN, capsize=3)
-            panel.axvline(before, color=THRESHOLD, linewidth=1, linestyle=":")
-            panel.set_title(f"{key}: seeds, mean, 95 %", loc="left", fontsize=10)
+            # Where it was before training is often so far off that the strategies would lie on each other.
+            low, high = panel.get_xlim()
+            if low <= before <= high:
+                panel.axvline(before, color=THRESHOLD, linewidth=1, linestyle=":")
+            panel.set_title(f"{key}: seeds, mean, 95 % (before: {before:.4g})", loc="left", fontsize=10)
         out.parent.mkdir(parents=True, exist_ok=True)
         drawing.savefig(out, dpi=150)
 

@@ -132,8 +132,9 @@ def epochs(run: p3select.Run) -> list[dict[str, Any]]:
         if before is not None:
             one["before"] = float(stats.spearmanr(now, before).statistic)
         picked = index.read(run.index(epoch))
-        hardest = np.argsort(-np.where(now <= picked.metadata["lam"], now, -1.0), kind="stable")[: len(picked)]
-        one["top"] = float(np.isin(picked.rows, hardest).mean())
+        if picked.metadata["difficulty"] == "p3":
+            hardest = np.argsort(-np.where(now <= picked.metadata["lam"], now, -1.0), kind="stable")[: len(picked)]
+            one["top"] = float(np.isin(picked.rows, hardest).mean())
         found.append(one)
         before = now
     return found
