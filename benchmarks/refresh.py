@@ -19,14 +19,10 @@ from matplotlib.figure import Figure
 from benchmarks._machine import machine
 from p3select import __version__, refreshing
 from p3select.run import Run
-from p3select.tradeoff import KEY, MEASURED, MEASURES, PREDICTED, RANGED, tradeoff
+from p3select.tradeoff import KEY, MEASURES, RANGED, tradeoff
 
 GOALS = {"spearman": 0.97, "jaccard": 0.90}
 GOAL_SHARE = 0.25
-HEADS = {
-    MEASURED: "the epoch before scored whole; share 0%: its scores again",
-    PREDICTED: "the epoch before scored in part too; share 0%: the first epoch's scores",
-}
 
 
 def main(arguments: list[str]) -> None:
@@ -54,17 +50,18 @@ def main(arguments: list[str]) -> None:
         f"of {found[0]['cost']}, mean of {options.seeds} draws"
     )
     names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
-    for after, text in HEADS.items():
-        print(f"{text}\nepoch  share  ρ      ρ predicted  Jaccard  error   claimed  draws")
+    for whole in sorted({one["whole"] for one in means}):
+        print(f"scored whole up to epoch {whole}; share 0%: its scores again")
+        print("epoch  share  ρ      ρ predicted  Jaccard  error   claimed  draws")
         for one in means:
-            if one["after"] == after:
+            if one["whole"] == whole:
                 values = [f"{_shown(one[name]):{width}}" for name, width in zip(names, (5, 11, 7, 6, 7), strict=True)]
                 line = f"{one['epoch']:5}  {one['share']:5.0%}  {'  '.join(values)}  {one['draws']:5}"
                 print(f"{line}  {one.get('failed', '')}".rstrip())
     for name, goal in GOALS.items():
-        reached = [(one["epoch"], one["after"], one[name]) for one in means if one["share"] == GOAL_SHARE]
-        shown = (f"epoch {epoch} after one {after} {_shown(value)}" for epoch, after, value in reached)
-        print(f"goal at {GOAL_SHARE:.0%}: {name} ≥ {goal}: {', '.join(shown) or 'not measured'}")
+        reached = [(one["whole"], one["epoch"], one[name]) for one in means if one["share"] == GOAL_SHARE]
+        shown = ", ".join(f"{epoch} after {whole} {_shown(value)}" for whole, epoch, value in reached)
+        print(f"goal at {GOAL_SHARE:.0%}: {name} ≥ {goal}: {f'epoch {shown}' if shown else 'not measured'}")
     if options.out:
         about = {"version": __version__, "machine": machine(), "seeds": options.seeds}
         runs = [{"run": "/".join(run.parts[-2:]), **one} for run, one in zip(options.runs, found, strict=True)]
@@ -101,17 +98,18 @@ def draw(means: list[dict[str, Any]], file: Path) -> None:
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     labels = {"spearman": "Spearman's ρ with the full re-score", "jaccard": "Jaccard index of the eligible rows"}
-    lines = sorted({(one["after"], one["epoch"]) for one in means})
+    lines = sorted({(one["whole"], one["epoch"]) for one in means})
     for panel, (name, goal) in zip(figure.subplots(1, 2), GOALS.items(), strict=True):
-        for after, epoch in lines:
-            ones = [one for one in means if (one["after"], one["epoch"]) == (after, epoch) and one[name] is not None]
+        for whole, epoch in lines:
+            ones = [one for one in means if (one["whole"], one["epoch"]) == (whole, epoch) and one[name] is not None]
             if not ones:
                 continue
             x, y = [one["share"] * 100 for one in ones], np.array([one[name] for one in ones])
             low, high = np.array([one[f"{name}_range"] for one in ones]).reshape(-1, 2).T
             arms = np.maximum([y - low, high - y], 0)
-            style = {"linestyle": "-" if after == MEASURED else ":", "color": f"C{epoch - 2}"}
-            panel.errorbar(x, y, arms, marker="o", capsize=3, label=f"epoch {epoch} after one {after}", **style)
+            style = {"linestyle": ("-", "--", ":", "-.")[(epoch - whole - 1) % 4], "color": f"C{epoch - 2}"}
+            label = f"epoch {epoch}, whole up to {whole}"
+            panel.errorbar(x, y, arms, marker="o", capsize=3, label=label, **style)
         panel.axhline(goal, color="#22313f", linestyle="--", linewidth=1, label=f"goal at {GOAL_SHARE:.0%}: {goal}")
         panel.set(xlabel="scored tokens, %", title=labels[name])
         panel.grid(alpha=0.4)

@@ -132,14 +132,14 @@ def refresh() -> str:
         return "Not measured yet.\n"
     one = json.loads(file.read_text(encoding="utf-8"))
     heads = ["ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error", "draws"]
-    lines = [["epoch before", "epoch", "tokens scored", *heads]]
+    lines = [["scored whole up to epoch", "epoch", "tokens scored", *heads]]
     for it in one["results"]:
         names = ("spearman", "spearman_predicted", "jaccard", "rmse")
         values = ["too few rows"] if it["spearman"] is None else [f"{it[name]:.3f}" for name in names]
         values += [""] * (len(names) - len(values)) + [str(it["draws"]) if it["share"] else ""]
-        lines.append([it["after"], str(it["epoch"]), f"{it['share']:.0%}", *values])
+        lines.append([str(it["whole"]), str(it["epoch"]), f"{it['share']:.0%}", *values])
     about = f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each"
-    return f"{about}. With 0 %: the scores of the epoch before, or of the first one.\n\n{table(lines)}"
+    return f"{about}. With 0 %: the scores of the last epoch that was scored whole, again.\n\n{table(lines)}"
 
 
 def table(lines: list[list[str]]) -> str:

@@ -1,8 +1,8 @@
 """What partial re-scoring would have given for less, told by a run whose epochs were scored whole.
 
-Nothing is scored: an epoch is hidden, rows are measured by looking their stored difficulty up, and what was predicted
-is laid beside what was measured. Once with the epoch before as it was scored, whole; and once going on from what was
-predicted for it, as in a training that scores in part from the second epoch on.
+Nothing is scored: epochs are hidden, rows are measured by looking their stored difficulty up, and what was predicted is
+laid beside what was measured. For each epoch w it is done as if the epochs up to w had been scored whole, and each one
+after it in part, going on from what was predicted for the one before.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
     Sizes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 SHARES = (0.1, 0.25, 0.5)
-KEY = ("after", "epoch", "share")
+KEY = ("whole", "epoch", "share")
 MEASURES = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed", "held_back_rmse", "tokens")
-MEASURED, PREDICTED = AFTER = ("measured", "predicted")
-"""How far the epoch before was scored: whole, or in part like all since the first one."""
 # Of these the range over draws is kept.
 RANGED = ("spearman", "jaccard")
 
@@ -57,14 +55,13 @@ def tradeoff(
         epochs: T of ``pace``; None for as many as are scored.
 
     Returns:
-        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``results``: by ``after``
-        (``measured``: after an epoch that was scored whole; ``predicted``: after one scored in part like all since the
-        first, from epoch 3), ``epoch`` and ``share`` (0: to go on with the epoch before; with the first epoch), the
-        means over draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the
-        predicted ones), ``jaccard`` (of the eligible rows; None where the threshold is not known), ``rmse`` (of the
-        predicted difficulties), ``claimed`` (the same by the errors that are told), ``held_back_rmse``, ``tokens`` (the
-        share that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``draws``, of how many;
-        ``failed``, why rows were too few in others.
+        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``results``: by ``whole`` (the
+        last epoch that is taken as scored whole), ``epoch`` (after it) and ``share`` (0: to score nothing, and go on
+        with the scores of epoch ``whole``), the means over draws of ``spearman`` (with the full re-score, over all
+        rows), ``spearman_predicted`` (over the predicted ones), ``jaccard`` (of the eligible rows; None where the
+        threshold is not known), ``rmse`` (of the predicted difficulties), ``claimed`` (the same by the errors that are
+        told), ``held_back_rmse``, ``tokens`` (the share that was asked for); ``spearman_range`` and ``jaccard_range``
+        over draws; ``draws``, of how many; ``failed``, why rows were too few in others.
 
     Raises:
         InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
@@ -89,8 +86,8 @@ def tradeoff(
         pasts.append(past._replace(**kept, percentile=percentile))
     sizes = (sizes[0][some], sizes[1][some], sizes[2][some])
     cases = [
-        _case(pasts, now, sizes, vectors, share, seed, after)
-        for after in AFTER
+        _case(pasts[whole - 1 :], now[whole - 1 :], sizes, vectors, share, seed, whole)
+        for whole in range(1, len(tables))
         for share in shares
         for seed in range(seeds)
     ]
@@ -144,26 +141,21 @@ def _case(
     vectors: NDArray[np.float32] | None,
     share: float,
     seed: int,
-    after: str,
+    whole: int,
 ) -> list[dict[str, Any]]:
-    """One epoch after the other, by one draw."""
+    """One epoch after the other, by one draw; the first of ``now`` is that of epoch ``whole``."""
     # What would be known of the last epochs, and in which epoch each row was measured.
-    chain, measured = [now[0]], np.ones(len(now[0]), np.int64)
+    chain, measured = [now[0]], np.full(len(now[0]), whole)
     found: list[dict[str, Any]] = []
-    for epoch, (past, full) in enumerate(zip(pasts, now[1:], strict=True), 2):
-        known, old = past, now[epoch - 2]
-        if after == PREDICTED:
-            before = chain[-2] if epoch > 2 else past.before
-            known, old = past._replace(difficulty=chain[-1], before=before, measured=measured), now[0]
-        made = {"after": after, "epoch": epoch}
-        found.append({**made, "share": 0.0, **_measures(old, full, np.isfinite(full), known.percentile)})
+    for epoch, (past, full) in enumerate(zip(pasts, now[1:], strict=True), whole + 1):
+        before = chain[-2] if len(chain) > 1 else past.before
+        known = past._replace(difficulty=chain[-1], before=before, measured=measured)
+        made = {"whole": whole, "epoch": epoch}
+        found.append({**made, "share": 0.0, **_measures(now[0], full, np.isfinite(full), known.percentile)})
         try:
             got = refreshing.refreshed(known, epoch, sizes, vectors, share, seed, partial(_looked_up, full))
         except InputError as error:
-            found.append({**made, "share": share, "failed": str(error)})
-            if after == PREDICTED:
-                break
-            continue
+            return [*found, {**made, "share": share, "failed": str(error)}]
         guessed = np.isfinite(got.error)
         measured = np.where(guessed, measured, epoch)
         chain.append(got.difficulty)
@@ -177,8 +169,7 @@ def _case(
                 "tokens": got.about["share_of_tokens"],
             }
         )
-    # In the second epoch the two are the same.
-    return [one for one in found if after == MEASURED or one["epoch"] > 2]
+    return found
 
 
 def _looked_up(full: NDArray[np.float64], _: str, rows: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -373,10 +373,9 @@ def test_what_less_would_have_given(run, made, tmp_path, hostile, tokenizer):
     results = tradeoff.tradeoff(run)["results"]
     for one in results:
         if one["draws"]:
-            mean.setdefault((one["after"], one["share"]), []).append(one["spearman"])
-    # Of three epochs the third alone may follow on one that was scored in part.
-    assert [len(mean[after, 0.5]) for after in tradeoff.AFTER] == [2, 1]
-    assert f"50%: {np.mean(mean['measured', 0.5]):.3f}, {mean['predicted', 0.5][0]:.3f}" in text
+            mean.setdefault((one["whole"], one["share"]), []).append(one["spearman"])
+    assert [len(mean[whole, 0.5]) for whole in (1, 2)] == [2, 1]
+    assert f"50%: {np.mean(mean[1, 0.5]):.3f}, {mean[2, 0.5][0]:.3f}" in text
     assert "Jaccard index with those of the full re-score" in text
     few = [one for one in results if not one["draws"]]
     assert {(one["share"], one["epoch"]) for one in few} == {(0.1, 2), (0.1, 3), (0.25, 2), (0.25, 3)}

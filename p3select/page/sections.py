@@ -46,8 +46,8 @@ UNITS = {
 TRADEOFF_ROWS = 5_000
 _LESS = (
     "`p3select score --refresh 25%` scores rows with so many of the tokens and predicts the difficulty of the others. "
-    "Here it is done over again on the scores that there are, after an epoch that was scored whole, and after one that "
-    "was scored in part too. 0 % is to score nothing: to go on with the epoch before, or with the first."
+    "Here it is done over again on the scores that there are, as if the epochs up to the first, or the second, had "
+    "been scored whole, and those after it in part. 0 % is to score nothing, and go on with the last scores."
 )
 NO_INDEX = "<p>No epoch has an index yet: <code>p3select select</code> makes one.</p>"
 NO_VECTORS = "<p>The run folder has no embeddings: <code>p3select embed</code> makes them.</p>"
@@ -412,29 +412,29 @@ def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
         ("spearman", "Order of all rows", "Spearman's ρ with the full re-score"),
         ("jaccard", "Eligible rows", "Jaccard index with those of the full re-score"),
     ):
-        known = {(one["after"], one["share"], one["epoch"]): one[key] for one in results if one[key] is not None}
-        shares = sorted({share for _, share, _ in known})
+        known = {(one["whole"], one["share"], one["epoch"]): one[key] for one in results if one[key] is not None}
         if not known:
             figures.append(f"<p>{escape(title)}: no index says where λ is.</p>")
             continue
+        wholes, shares = (sorted({one[place] for one in known}) for place in (0, 1))
         series = [
-            (f"epoch before {after}", color, [_mean(_of(known, after, share)) for share in shares])
-            for after, color in zip(tradeoff.AFTER, ("accent", "bar"), strict=True)
-            if any(one == after for one, _, _ in known)
+            (f"whole up to epoch {whole}", color, [_mean(_of(known, whole, share)) for share in shares])
+            for whole, color in zip(wholes, ("bar", "accent"), strict=False)
         ]
         about = (
             f"{share:.0%}: " + ", ".join(f"{line[place]:.3f}" for *_, line in series)
             for place, share in enumerate(shares)
         )
-        note = f"{what}, by % of the tokens scored; the epoch before scored whole (accent) or in part (grey)"
+        colors = " and ".join(f"{name} ({'grey' if color == 'bar' else 'accent'})" for name, color, _ in series)
+        note = f"{what}, by % of the tokens scored, mean of the epochs after those scored {colors}"
         drawing = drawings.trend(f"{note}. {'; '.join(about)}.", [round(100 * share) for share in shares], series)
         lines = [
-            (after, f"{share:.0%}", *(known.get((after, share, epoch), np.nan) for epoch in later))
-            for after in tradeoff.AFTER
+            (whole, f"{share:.0%}", *(known.get((whole, share, epoch), np.nan) for epoch in later))
+            for whole in wholes
             for share in shares
-            if len(_of(known, after, share))
+            if len(_of(known, whole, share))
         ]
-        table = tables.html(("epoch before", "tokens scored", *(f"epoch {epoch}" for epoch in later)), lines)
+        table = tables.html(("whole up to epoch", "tokens scored", *(f"epoch {epoch}" for epoch in later)), lines)
         figures.append(_figure(title, note, drawing, table))
     parts.append(f'<div class="grid">{"".join(figures)}</div>')
     none: dict[float, list[Mapping[str, Any]]] = {}
@@ -449,9 +449,9 @@ def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
     return "".join(parts)
 
 
-def _of(known: Mapping[tuple[str, float, int], float], after: str, share: float) -> Values:
+def _of(known: Mapping[tuple[int, float, int], float], whole: int, share: float) -> Values:
     """The values of all epochs."""
-    return np.array([value for (one, other, _), value in known.items() if (one, other) == (after, share)])
+    return np.array([value for (one, other, _), value in known.items() if (one, other) == (whole, share)])
 
 
 def rows(
