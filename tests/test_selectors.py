@@ -1,13 +1,15 @@
 """What every selector has in common, and the two that take no embeddings."""
 
+import inspect
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
 
 import p3select
-from p3select import selectors
+from p3select import selection, selectors
 from p3select.errors import InputError
 from p3select.selectors.topk import topk
 from p3select.selectors.uniform import uniform
@@ -20,7 +22,12 @@ def unit(rng, n, d):
 
 @pytest.fixture(params=sorted(selectors.BUILTIN))
 def selector(request):
-    return selectors.find(request.param)
+    function, rng = selectors.find(request.param), np.random.default_rng(1)
+    # As select gives them to those that name them.
+    told = {"lengths": rng.integers(1, 99, 40), "ifd": rng.uniform(0.5, 1.5, 40)}
+    assert {*told} == {*selection.OF_ROWS}
+    names = {*told} & {*inspect.signature(function).parameters}
+    return partial(function, **{name: told[name] for name in names})
 
 
 @pytest.fixture
