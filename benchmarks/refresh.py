@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks._machine import machine
-from p3select import __version__, refreshing
+from p3select import __version__
 from p3select.run import Run
 from p3select.tradeoff import KEY, MEASURES, RANGED, tradeoff
 
@@ -39,9 +39,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--epochs", type=int, help="with --pace; as many as there are, if it is left out")
     parser.add_argument("--out", type=Path, help="a .json file; the figure goes beside it as .png")
     options = parser.parse_args(arguments)
-    shares = [refreshing.fraction(share) for share in options.shares.split(",")]
     found = [
-        tradeoff(Run(run), shares=shares, seeds=options.seeds, pace=options.pace, epochs=options.epochs)
+        tradeoff(
+            Run(run), shares=options.shares.split(","), seeds=options.seeds, pace=options.pace, epochs=options.epochs
+        )
         for run in options.runs
     ]
     means = over(found)

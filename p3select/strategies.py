@@ -158,14 +158,13 @@ def _lack(
     once = arguments.get("scores_of")
     if once is not None and shards.manifest(run.scores(once)) is None:
         return f"epoch {once} is not scored"
-    asked = arguments.get("difficulty")
-    if asked in ("ifd", "el2n") and not all(
-        scores.settings(run, epoch).get(asked) for epoch in ([once] if once else epochs)
-    ):
+    asked = arguments.get("difficulty", "p3")
+    settings = {epoch: scores.settings(run, epoch) for epoch in ([once] if once else epochs)}
+    if asked in ("ifd", "el2n") and not all(one.get(asked) for one in settings.values()):
         return f"the rows were scored without --{asked}: score them again with it"
-    went = [epoch for epoch in ([once] if once else epochs) if "refresh" in scores.settings(run, epoch)]
-    if asked not in (None, "p3") and went:
-        return f"epoch {went[0]} was scored in part (--refresh), and p3 alone is predicted: score all of its rows"
+    in_part = [epoch for epoch, one in settings.items() if "refresh" in one]
+    if asked != "p3" and in_part:
+        return f"epoch {in_part[0]} was scored in part (--refresh), and p3 alone is predicted: score all of its rows"
     if selector == "rds" and queries is None:
         return "it needs a query set: give --queries, another run folder or COLUMN=VALUE"
     if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str):

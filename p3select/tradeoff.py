@@ -38,7 +38,7 @@ RANGED = ("spearman", "jaccard")
 def tradeoff(
     run: Run,
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float | str] = SHARES,
     seeds: int = 3,
     rows: int | None = None,
     pace: str | None = None,
@@ -48,7 +48,7 @@ def tradeoff(
 
     Args:
         run: A run folder with two or more epochs that were scored whole.
-        shares: Of the tokens, each above 0 and below 1.
+        shares: Of the tokens, each above 0 and below 1, or such as ``"25%"``.
         seeds: Draws of the rows to measure, over which means are taken.
         rows: Look at so many rows at most, drawn from all; None for all.
         pace: The schedule of the threshold; None for the one that the run's indices were made with.
@@ -67,7 +67,7 @@ def tradeoff(
         InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
             share out of range.
     """
-    shares = [refreshing.fraction(share) for share in shares]
+    parts = [refreshing.fraction(share) for share in shares]
     tables = _whole(run)
     sizes, cost = _sizes(run)
     n = min(table.num_rows for table in tables)
@@ -88,7 +88,7 @@ def tradeoff(
     cases = [
         _case(pasts[whole - 1 :], now[whole - 1 :], sizes, vectors, share, seed, whole)
         for whole in range(1, len(tables))
-        for share in shares
+        for share in parts
         for seed in range(seeds)
     ]
     return {
