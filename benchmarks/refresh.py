@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks._machine import machine
 from p3select import __version__
 from p3select.run import Run
-from p3select.tradeoff import KEY, MEASURES, RANGED, tradeoff
+from p3select.tradeoff import averaged, tradeoff
 
 GOALS = {"spearman": 0.97, "jaccard": 0.90}
 GOAL_SHARE = 0.25
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         )
         for run in options.runs
     ]
-    means = over(found)
+    means = averaged([one for run in found for one in run["cases"]])
     print(
         f"{len(found)} run{'s' * (len(found) > 1)} of {found[0]['rows']:,} rows, {found[0]['epochs']} epochs, shares "
         f"of {found[0]['cost']}, mean of {options.seeds} draws"
@@ -66,35 +66,17 @@ def main(arguments: list[str]) -> None:
     if options.out:
         about = {"version": __version__, "machine": machine(), "seeds": options.seeds}
         runs = [{"run": "/".join(run.parts[-2:]), **one} for run, one in zip(options.runs, found, strict=True)]
+        for one in runs:
+            del one["cases"]
         options.out.write_text(json.dumps({**about, "results": means, "runs": runs}, indent=1) + "\n")
         draw(means, options.out.with_suffix(".png"))
-
-
-def over(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means over runs of what :func:`p3select.tradeoff.tradeoff` gave, and the ranges over all draws."""
-    means = []
-    every = [one for run in found for one in run["results"]]
-    for key in sorted({tuple(one[name] for name in KEY) for one in every}):
-        ones = [one for one in every if tuple(one[name] for name in KEY) == key]
-        mean: dict[str, Any] = dict(zip(KEY, key, strict=True))
-        for name in MEASURES:
-            values = [one[name] for one in ones if one[name] is not None]
-            mean[name] = float(np.mean(values)) if values else None
-        for name in (f"{name}_range" for name in RANGED):
-            if any(name in one for one in ones):
-                low, high = zip(*(one[name] for one in ones if name in one), strict=True)
-                mean[name] = [min(low), max(high)]
-        mean["draws"] = sum(one["draws"] for one in ones)
-        mean |= next(({"failed": one["failed"]} for one in ones if "failed" in one), {})
-        means.append(mean)
-    return means
 
 
 def draw(means: list[dict[str, Any]], file: Path) -> None:
     """Draw what is reached against the share of the tokens.
 
     Args:
-        means: As :func:`over` gives them.
+        means: As :func:`p3select.tradeoff.averaged` gives them.
         file: An image.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")

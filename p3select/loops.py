@@ -203,8 +203,12 @@ def _score(dataset: Dataset, run: Run, model: str, given: Mapping[str, Any], sho
 
 
 def _scoring(given: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """Arguments of an epoch's scoring: of the first one all rows are scored, as nothing is there to predict from."""
-    left_out = ("columns", "refresh") if epoch == 1 else ("columns",)
+    """Arguments of an epoch's scoring.
+
+    Of the first one all rows are scored, as nothing is there to predict from; the weights of later ones are trained
+    here, and no other run has scored them.
+    """
+    left_out = ("columns", "refresh") if epoch == 1 else ("columns", "reuse")
     return {name: value for name, value in given.items() if name not in left_out}
 
 

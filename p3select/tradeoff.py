@@ -55,10 +55,10 @@ def tradeoff(
         epochs: T of ``pace``; None for as many as are scored.
 
     Returns:
-        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``results``: by ``whole`` (the
-        last epoch that is taken as scored whole), ``epoch`` (after it) and ``share`` (0: to score nothing, and go on
-        with the scores of epoch ``whole``), the means over draws of ``spearman`` (with the full re-score, over all
-        rows), ``spearman_predicted`` (over the predicted ones), ``jaccard`` (of the eligible rows; None where the
+        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``cases``, what each draw gave;
+        ``results``, these :func:`averaged`: by ``whole`` (the last epoch that is taken as scored whole), ``epoch``
+        (after it) and ``share`` (0: to score nothing, and go on with the scores of epoch ``whole``), the means
+        over draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones), ``jaccard`` (of the eligible rows; None where the
         threshold is not known), ``rmse`` (of the predicted difficulties), ``claimed`` (the same by the errors that are
         told), ``held_back_rmse``, ``tokens`` (the share that was asked for); ``spearman_range`` and ``jaccard_range``
         over draws; ``draws``, of how many; ``failed``, why rows were too few in others.
@@ -86,17 +86,39 @@ def tradeoff(
         pasts.append(past._replace(**kept, percentile=percentile))
     sizes = (sizes[0][some], sizes[1][some], sizes[2][some])
     cases = [
-        _case(pasts[whole - 1 :], now[whole - 1 :], sizes, vectors, share, seed, whole)
+        one
         for whole in range(1, len(tables))
         for share in parts
         for seed in range(seeds)
+        for one in _case(pasts[whole - 1 :], now[whole - 1 :], sizes, vectors, share, seed, whole)
     ]
-    return {
-        "rows": len(some),
-        "epochs": len(tables),
-        "cost": cost,
-        "results": _averaged([one for case in cases for one in case]),
-    }
+    return {"rows": len(some), "epochs": len(tables), "cost": cost, "cases": cases, "results": averaged(cases)}
+
+
+def averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The means over draws, of one run or of several.
+
+    Args:
+        cases: As :func:`tradeoff` gives them.
+
+    Returns:
+        Its ``results``.
+    """
+    found = []
+    for key in sorted({tuple(one[name] for name in KEY) for one in cases}):
+        ones = [one for one in cases if tuple(one[name] for name in KEY) == key]
+        mean: dict[str, Any] = dict(zip(KEY, key, strict=True))
+        failed = [one["failed"] for one in ones if "failed" in one]
+        mean["draws"] = len(ones) - len(failed)
+        if failed:
+            mean["failed"] = failed[0]
+        for name in MEASURES:
+            values = [one[name] for one in ones if one.get(name) is not None]
+            mean[name] = float(np.mean(values)) if values else None
+            if name in RANGED and values:
+                mean[f"{name}_range"] = [min(values), max(values)]
+        found.append(mean)
+    return found
 
 
 def _whole(run: Run) -> list[pa.Table]:
@@ -192,22 +214,3 @@ def _measures(
         "jaccard": jaccard,
         "rmse": float(np.sqrt(np.mean((found - full)[guessed] ** 2))),
     }
-
-
-def _averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The means over draws."""
-    found = []
-    for key in sorted({tuple(one[name] for name in KEY) for one in cases}):
-        ones = [one for one in cases if tuple(one[name] for name in KEY) == key]
-        mean: dict[str, Any] = dict(zip(KEY, key, strict=True))
-        failed = [one["failed"] for one in ones if "failed" in one]
-        mean["draws"] = len(ones) - len(failed)
-        if failed:
-            mean["failed"] = failed[0]
-        for name in MEASURES:
-            values = [one[name] for one in ones if one.get(name) is not None]
-            mean[name] = float(np.mean(values)) if values else None
-            if name in RANGED and values:
-                mean[f"{name}_range"] = [min(values), max(values)]
-        found.append(mean)
-    return found
