@@ -57,11 +57,12 @@ def tradeoff(
     Returns:
         ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``cases``, what each draw gave;
         ``results``, these :func:`averaged`: by ``whole`` (the last epoch that is taken as scored whole), ``epoch``
-        (after it) and ``share`` (0: to score nothing, and go on with the scores of epoch ``whole``), the means
-        over draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones), ``jaccard`` (of the eligible rows; None where the
-        threshold is not known), ``rmse`` (of the predicted difficulties), ``claimed`` (the same by the errors that are
-        told), ``held_back_rmse``, ``tokens`` (the share that was asked for); ``spearman_range`` and ``jaccard_range``
-        over draws; ``draws``, of how many; ``failed``, why rows were too few in others.
+        (after it) and ``share`` (0: to score nothing, and go on with the scores of epoch ``whole``), the means over
+        draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones),
+        ``jaccard`` (of the eligible rows; None where the threshold is not known), ``rmse`` (of the predicted
+        difficulties), ``claimed`` (the same by the errors that are told), ``held_back_rmse``, ``tokens`` (the share
+        that was asked for); ``spearman_range`` and ``jaccard_range`` over draws; ``draws``, of how many; ``failed``,
+        why rows were too few in others.
 
     Raises:
         InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
