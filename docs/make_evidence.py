@@ -142,6 +142,17 @@ def refresh() -> str:
     return f"{about}. With 0 %: the scores of the last epoch that was scored whole, again.\n\n{table(lines)}"
 
 
+def seen() -> str:
+    """What a trainer's own log-probabilities say of the rows trained on."""
+    one = json.loads((RESULTS / "seen.json").read_text(encoding="utf-8"))
+    heads = ["rows", "ρ with the re-score: seen", "before", "in the second half: seen", "before"]
+    lines = [["epoch", *heads, "seen − re-score: first step", "last step"]]
+    for it in one["epochs"]:
+        values = [it[name] for name in ("seen", "before", "seen late", "before late")] + [it["bias"][0], it["bias"][-1]]
+        lines.append([str(it["epoch"]), str(len(it["rows"])), *map(number, values)])
+    return table(lines)
+
+
 def table(lines: list[list[str]]) -> str:
     """Lines of cells as Markdown."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
@@ -175,6 +186,7 @@ PARTS = {
     "spread": spread,
     "trainings": trainings,
     "refresh": refresh,
+    "seen": seen,
 }
 
 

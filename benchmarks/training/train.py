@@ -4,6 +4,8 @@
 
 The optimiser's state lies beside the weights, and the rate falls along one line through all epochs. Of data with more
 rows than ``--rows`` (the strategy full) epoch e takes the e-th part of one order: as many steps as the others.
+
+``seen.json``, in the folder of OUT, has the log-probabilities of each row's targets as they were in its step.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STATE = "optimizer.pt"
+SEEN = "seen.json"
 WARM = 0.1
 """Of the steps of all epochs, until the rate is at its top."""
 
@@ -44,7 +47,7 @@ def main() -> None:
     if len(order) != options.rows:
         raise SystemExit(f"{options.data}: {len(order)} rows for epoch {options.epoch}, not {options.rows}")
     steps = -(-options.rows // options.batch)
-    total = steps * options.epochs
+    total, seen = steps * options.epochs, []
     for number in range(steps):
         at = (options.epoch - 1) * steps + number
         warm = max(1.0, WARM * total)
@@ -54,15 +57,19 @@ def main() -> None:
         picked = [rows[row] for row in order[number * options.batch : (number + 1) * options.batch]]
         encoded = [encode(row, tokenizer) for row in picked]
         count, loss = sum(len(targets) for _, targets in encoded), 0.0
-        for tokens, targets in encoded:  # one by one: no padding, and logits of targets alone
+        # One by one: no padding, and logits of targets alone.
+        for row, (tokens, targets) in zip(picked, encoded, strict=True):
             hidden = network.model(input_ids=tokens[None, :-1]).last_hidden_state[0, -len(targets) :]
-            one = torch.nn.functional.cross_entropy(network.lm_head(hidden), targets, reduction="sum") / count
+            each = torch.nn.functional.cross_entropy(network.lm_head(hidden), targets, reduction="none")
+            one = each.sum() / count
             one.backward()
             loss += one.item()
+            seen.append({"id": row["id"], "step": number + 1, "logprobs": (-each.detach()).tolist()})
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         print(f"step {at + 1} of {total}: loss {loss:.3f}", flush=True)
+    options.out.with_name(SEEN).write_text(json.dumps(seen) + "\n")
     network.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     if options.epoch < options.epochs:
