@@ -16,6 +16,7 @@ SETS = {
     "dialogue": "GPTeacher roleplay (dialogue): no levels",
 }
 MEASURES = {"p3 by line": "p3", "nll": "nll", "ifd": "ifd", "length": "length"}
+RULE = "line"
 RULES = ("p3 by line", "p3 by sentence", "p3 by token", "p3 by whole")
 
 
@@ -83,34 +84,73 @@ def spread() -> str:
     return table(lines)
 
 
+def results() -> dict[str, dict]:
+    """Name → the trainings of one call."""
+    files = sorted(RESULTS.glob("training-*.json"))
+    return {file.stem.removeprefix("training-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
 def trainings() -> str:
     """What was learned by each strategy."""
+    return told([name for name, one in results().items() if "+" not in one["settings"]["strategies"]])
+
+
+def sweeps() -> str:
+    """What p3 learned with other options."""
+    return told([name for name, one in results().items() if "+" in one["settings"]["strategies"]])
+
+
+def told(names: list[str]) -> str:
+    """Tables of trainings whose actions are lines."""
     parts = []
-    for file in sorted(RESULTS.glob("training-*.json")):
-        one = json.loads(file.read_text(encoding="utf-8"))
+    for name, one in results().items():
         trained, settings = one["trained"], one["settings"]
-        names = list(trained["before"])
+        if name not in names or settings["actions"] != RULE:
+            continue
+        measures = list(trained["before"])
         first = trained["strategies"][0]["strategy"]
-        heads = (part for name in names for part in (name, f"above {first}"))
+        heads = (part for measure in measures for part in (measure, f"above {first}"))
         lines = [["trained by", *heads, "tokens trained", "tokens scored"]]
         for arm in trained["strategies"]:
             values = []
-            for name in names:
-                result = arm["results"][name]
+            for measure in measures:
+                result = arm["results"][measure]
                 values += [half(result), "" if arm["strategy"] == first else half(result["difference"])]
             scored = "?" if arm["tokens_scored"] is None else f"{arm['tokens_scored']:,.0f}"
             # Of what an epoch's index has, train.py takes as many rows as the budget: of full, each row once in all.
             tokens = arm["tokens"] * min(1.0, settings["budget"] * settings["epochs"] / arm["rows"])
             lines.append([arm["strategy"], *values, f"{tokens:,.0f}", scored])
-        before = [part for name in names for part in (f"{trained['before'][name]:.4f}", "")]
+        before = [part for measure in measures for part in (f"{trained['before'][measure]:.4f}", "")]
         lines.append(["*not at all*", *before, "", ""])
         seeds = ", ".join(map(str, trained["seeds"]))
         parts.append(
-            f"**{file.stem.removeprefix('training-')}**: {settings['rows']} rows, {settings['epochs']} epochs of "
+            f"**{name}**: {settings['rows']} rows, {settings['epochs']} epochs of "
             f"{settings['budget']}, seeds {seeds}; mean ± half the 95 % interval over seeds.\n\n{table(lines)}"
             f"\nDifficulties of the {settings['rows']} rows by epoch, mean over seeds:\n\n{epochs(one['epochs'])}"
         )
-    return "\n".join(parts) or "None is finished.\n"
+    return "\n".join(parts) or "Not measured yet.\n"
+
+
+def by_rule() -> str:
+    """What p3 learned with other rules of actions, beside what it learned by lines with the same seeds."""
+    known = results()
+    others = [one for one in known.values() if one["settings"]["actions"] != RULE]
+    if not others:
+        return "Not measured yet.\n"
+    lines = [["actions", "seed", "loss", "above lines", "difficulties of epoch 1 and 2 agree"]]
+    for one in [known["gsm8k"], *others]:
+        for seed in others[0]["trained"]["seeds"]:
+            loss, by_line = (losses(it)[seed] for it in (one, known["gsm8k"]))
+            rule, then = one["settings"]["actions"], one["epochs"][f"p3 {seed}"][1]["before"]
+            above = "" if rule == RULE else f"{loss - by_line:.4f}".replace("-", "−")
+            lines.append([rule, str(seed), f"{loss:.4f}", above, number(then)])
+    return table(lines)
+
+
+def losses(one: dict) -> dict[int, float]:
+    """Seed → the loss of the first strategy."""
+    trained = one["trained"]
+    return dict(zip(trained["seeds"], trained["strategies"][0]["results"]["loss"]["values"], strict=True))
 
 
 def epochs(found: dict[str, list[dict]]) -> str:
@@ -185,6 +225,8 @@ PARTS = {
     "rules": rules,
     "spread": spread,
     "trainings": trainings,
+    "sweeps": sweeps,
+    "by-rule": by_rule,
     "refresh": refresh,
     "seen": seen,
 }
