@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks._machine import machine
 from p3select import __version__
-from p3select.run import Run
+from p3select.run import Lent, Run
 from p3select.tradeoff import averaged, tradeoff
 
 GOALS = {"spearman": 0.97, "jaccard": 0.90}
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks refresh", description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="run folders with epochs that were scored whole")
+    parser.add_argument("--embeddings", type=Path, help="the run folder that has theirs, as of trainings by compare")
     parser.add_argument("--shares", default="10%,25%,50%", help="of the tokens")
     parser.add_argument("--seeds", type=int, default=10, help="draws in each run")
     parser.add_argument("--pace", help="where no index tells it, or instead of it")
@@ -41,14 +42,18 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     found = [
         tradeoff(
-            Run(run), shares=options.shares.split(","), seeds=options.seeds, pace=options.pace, epochs=options.epochs
+            Run(run) if options.embeddings is None else Lent(run, Run(options.embeddings), scored=False),
+            shares=options.shares.split(","),
+            seeds=options.seeds,
+            pace=options.pace,
+            epochs=options.epochs,
         )
         for run in options.runs
     ]
     means = averaged([one for run in found for one in run["cases"]])
     print(
         f"{len(found)} run{'s' * (len(found) > 1)} of {found[0]['rows']:,} rows, {found[0]['epochs']} epochs, shares "
-        f"of {found[0]['cost']}, mean of {options.seeds} draws"
+        f"of {found[0]['cost']}, {'with' if found[0]['embedded'] else 'no'} embeddings, mean of {options.seeds} draws"
     )
     names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
     for whole in sorted({one["whole"] for one in means}):

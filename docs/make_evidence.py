@@ -31,7 +31,7 @@ def agreement() -> str:
     lines = [["data", "rows", "measure", "ρ with the level", "ρ given length", "τ", "p of no trend"]]
     for name, one in found().items():
         part = one["difficulties"]
-        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] == "all"}
+        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] is None}
         for place, (measure, title) in enumerate((key, MEASURES[key]) for key in MEASURES if key in all_of):
             entry = all_of[measure]
             head = [SETS[name], f"{entry['rows']:,}"] if not place else ["", ""]
@@ -45,7 +45,7 @@ def groups() -> str:
     """The same of p3 and length by group, where there are any."""
     lines = [["data", "group", "rows", "p3", "p3 given length", "length"]]
     for name, one in found().items():
-        entries = [entry for entry in one["difficulties"].get("agreement", []) if entry["group"] != "all"]
+        entries = [entry for entry in one["difficulties"].get("agreement", []) if entry["group"] is not None]
         names = dict.fromkeys(entry["group"] for entry in entries)
         for place, group in enumerate(names):
             p3, length = (
@@ -62,7 +62,7 @@ def rules() -> str:
     lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree", "line and token"]]
     for name, one in found().items():
         part = one["rules"]
-        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] == "all"}
+        all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] is None}
         names = part["between"]["measures"]
         line = part["between"]["spearman"][names.index("p3 by line")]
         same = (number(line[names.index(f"p3 by {rule}")]) for rule in ("whole", "token"))
@@ -110,22 +110,23 @@ def told(names: list[str]) -> str:
         measures = list(trained["before"])
         first = trained["strategies"][0]["strategy"]
         heads = (part for measure in measures for part in (measure, f"above {first}"))
-        lines = [["trained by", *heads, "tokens trained", "tokens scored"]]
+        lines = [["trained by", *heads, "targets trained", "targets scored", "with prompts"]]
         for arm in trained["strategies"]:
             values = []
             for measure in measures:
                 result = arm["results"][measure]
                 values += [half(result), "" if arm["strategy"] == first else half(result["difference"])]
-            scored = "?" if arm["tokens_scored"] is None else f"{arm['tokens_scored']:,.0f}"
-            # Of what an epoch's index has, train.py takes as many rows as the budget: of full, each row once in all.
-            tokens = arm["tokens"] * min(1.0, settings["budget"] * settings["epochs"] / arm["rows"])
-            lines.append([arm["strategy"], *values, f"{tokens:,.0f}", scored])
+            # Of what an epoch's index has train.py takes as many rows as the budget: of full, each row once in all.
+            targets = arm["tokens"] * min(1.0, settings["budget"] * settings["epochs"] / arm["rows"])
+            costs = (targets, arm["passes"] * trained["targets_a_pass"], arm["tokens_scored"])
+            lines.append([arm["strategy"], *values, *(f"{cost:,.0f}" for cost in costs)])
         before = [part for measure in measures for part in (f"{trained['before'][measure]:.4f}", "")]
-        lines.append(["*not at all*", *before, "", ""])
+        lines.append(["*not at all*", *before, "", "", ""])
         seeds = ", ".join(map(str, trained["seeds"]))
         parts.append(
-            f"**{name}**: {settings['rows']} rows, {settings['epochs']} epochs of "
-            f"{settings['budget']}, seeds {seeds}; mean ± half the 95 % interval over seeds.\n\n{table(lines)}"
+            f"**{name}**: {settings['rows']} rows, {settings['epochs']} epochs of {settings['budget']}, seeds {seeds}; "
+            f"{settings['held_out']} held-out rows, batches of {settings['batch']}, rate {settings['rate']:g}. Mean ± "
+            f"half the 95 % interval over seeds; tokens of whole trainings.\n\n{table(lines)}"
             f"\nDifficulties of the {settings['rows']} rows by epoch, mean over seeds:\n\n{epochs(one['epochs'])}"
         )
     return "\n".join(parts) or "Not measured yet.\n"
@@ -154,32 +155,47 @@ def losses(one: dict) -> dict[int, float]:
 
 
 def epochs(found: dict[str, list[dict]]) -> str:
-    """What became of the difficulties of all rows, by strategy and epoch."""
-    lines = [["trained by", "epoch", "mean p3", "ρ with length", "ρ with the epoch before", "picks among the hardest"]]
+    """What became of the difficulties of all rows, and what was selected, by strategy and epoch."""
+    heads = ["mean p3", "its ρ with length", "its ρ with the epoch before"]
+    lines = [
+        ["trained by", "epoch", *heads, "length of picks", "their log det / row", "hardest among them (by chance)"]
+    ]
     for name in dict.fromkeys(key.rpartition(" ")[0] for key in found):
-        runs = [one for key, one in found.items() if key.rpartition(" ")[0] == name and len(one) > 1]
+        runs = [one for key, one in found.items() if key.rpartition(" ")[0] == name]
         for place, some in enumerate(zip(*runs, strict=True)):
-            values = [[one[key] for one in some if key in one] for key in ("difficulty", "length", "before", "top")]
-            shown = (number(sum(part) / len(part)) if part else "" for part in values)
+            keys = ("difficulty", "by_length", "before", "length", "log_det", "top", "chance")
+            means = {key: sum(one[key] for one in some) / len(some) for key in keys if key in some[0]}
+            shown = [number(means[key]) if key in means else "" for key in keys[:3]]
+            shown += [f"{means['length']:.1f}", f"{means['log_det']:.3f}".replace("-", "−")]
+            shown += [f"{means['top']:.2f} ({means['chance']:.2f})" if "top" in means else ""]
             lines.append([name if not place else "", str(some[0]["epoch"]), *shown])
     return table(lines)
 
 
 def refresh() -> str:
-    """What partial re-scoring would have given on the trainings' epochs."""
-    file = RESULTS / "refresh.json"
-    if not file.is_file():
-        return "Not measured yet.\n"
-    one = json.loads(file.read_text(encoding="utf-8"))
-    heads = ["ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error", "draws"]
+    """What partial re-scoring would have given on the trainings' epochs: of p3 in full, of the others at a quarter."""
+    parts = []
+    for file in sorted(RESULTS.glob("refresh*.json")):
+        one = json.loads(file.read_text(encoding="utf-8"))
+        runs, rows = len(one["runs"]), one["runs"][0]["rows"]
+        about = f"{runs} training{'s' * (runs > 1)}, {rows} rows, {one['seeds']} draws in each"
+        shares = {it["share"] for it in one["results"]} if file.stem == "refresh" else {0.0, 0.25}
+        parts.append(f"**{file.stem}**: {about}.\n\n{rescored([it for it in one['results'] if it['share'] in shares])}")
+    return "\n".join(parts)
+
+
+def rescored(found: list[dict]) -> str:
+    """The same of one call of the benchmark."""
+    heads = ["ρ with the full re-score", "of predicted rows", "Jaccard, eligible", "error", "error told", "draws"]
     lines = [["scored whole up to epoch", "epoch", "tokens scored", *heads]]
-    for it in one["results"]:
-        names = ("spearman", "spearman_predicted", "jaccard", "rmse")
-        values = ["too few rows"] if it["spearman"] is None else [f"{it[name]:.3f}" for name in names]
-        values += [""] * (len(names) - len(values)) + [str(it["draws"]) if it["share"] else ""]
-        lines.append([str(it["whole"]), str(it["epoch"]), f"{it['share']:.0%}", *values])
-    about = f"{len(one['runs'])} trainings, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each"
-    return f"{about}. With 0 %: the scores of the last epoch that was scored whole, again.\n\n{table(lines)}"
+    for it in found:
+        names = ("spearman", "spearman_predicted", "jaccard", "rmse", "claimed")
+        values = ["" if it[name] is None else f"{it[name]:.3f}" for name in names]
+        if it["spearman"] is None:
+            values[0] = "too few rows"
+        draws = str(it["draws"]) if it["share"] else ""
+        lines.append([str(it["whole"]), str(it["epoch"]), f"{it['share']:.0%}", *values, draws])
+    return table(lines)
 
 
 def seen() -> str:
@@ -190,7 +206,13 @@ def seen() -> str:
     for it in one["epochs"]:
         values = [it[name] for name in ("seen", "before", "seen late", "before late")] + [it["bias"][0], it["bias"][-1]]
         lines.append([str(it["epoch"]), str(len(it["rows"])), *map(number, values)])
-    return table(lines)
+    told, lines = (
+        table(lines),
+        [["epoch", "tokens scored", "ρ of all rows without them", "with them among the predictors"]],
+    )
+    for it in one["predicting"]:
+        lines.append([str(it["epoch"]), f"{it['share']:.0%}", f"{it['without']:.3f}", f"{it['with']:.3f}"])
+    return f"{told}\nPredicted by `--refresh`, {one['seeds']} draws:\n\n{table(lines)}"
 
 
 def table(lines: list[list[str]]) -> str:

@@ -42,7 +42,7 @@ GPUS = click.option("--gpus", type=float, metavar="G", help="With --engine ray: 
 REFRESH = click.option(
     "--refresh",
     metavar="SHARE",
-    help="From epoch 2: score rows with 25% of the tokens, say, and predict the others. [default: score all]",
+    help="Score rows with 25% of the tokens, say, and predict the others; not in epoch 1. [default: score all]",
 )
 # The files that Matplotlib writes as pixels, SVG or PDF.
 DRAWN = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "svg", "svgz", "pdf")
@@ -371,13 +371,8 @@ def validate(as_json: bool, out: str | None, **options: Any) -> None:
         options[name] = _list(options[name])
     draw = _drawing("validation", out)
     found = p3select.validate(**options)
+    _show("validation", found, as_json)
     draw(found)
-    if as_json:
-        _print(found, as_json)
-        return
-    from p3select import tables
-
-    tables.validation(found)
 
 
 @cli.command()
@@ -421,13 +416,8 @@ def compare(as_json: bool, plot: str | None, **options: Any) -> None:
     options["seeds"] = _numbers("--seeds", _list(options["seeds"]))
     draw = _drawing("comparison", plot)
     found = p3select.compare(show_progress=True, **options)
+    _show("comparison", found, as_json)
     draw(found)
-    if as_json:
-        _print(found, as_json)
-        return
-    from p3select import tables
-
-    tables.comparison(found)
 
 
 @cli.command()
@@ -468,6 +458,14 @@ def report(as_json: bool, **options: Any) -> None:
 @click.option("--encoder", metavar="M", help="Embeds the rows first, where the run folder has no embeddings.")
 @SCORING
 @REFRESH
+@click.option(
+    "--refresh-from",
+    type=int,
+    default=3,
+    show_default=True,
+    metavar="EPOCH",
+    help="With --refresh: the first epoch that is scored in part.",
+)
 @SELECTING
 @SEED
 @COLUMN
@@ -486,7 +484,7 @@ def loop(data: tuple[str, ...], as_json: bool, **options: Any) -> None:
     names = ("scorer", "options", "actions", "max_length", "truncate", "ifd", "el2n", "refresh")
     scoring = {name: options.pop(name) for name in names}
     scoring["columns"] = _pairs("--column", options.pop("columns"), "prompt=question")
-    named = ("data", "run", "model", "epochs", "budget", "train", "to", "encoder", "seed")
+    named = ("data", "run", "model", "epochs", "budget", "train", "to", "encoder", "refresh_from", "seed")
     selecting = {name: options.pop(name) for name in [*options] if name not in named}
     done = p3select.loop(list(data), scoring=scoring, selecting=selecting, show_progress=True, **options)
     if as_json:
@@ -540,6 +538,16 @@ def _pairs(flag: str, given: tuple[str, ...], example: str) -> dict[str, str]:
         if not (left and equals and right):
             raise InputError(f"{flag} {left}{equals}{right}: give it as in {flag} {example}")
     return {left: right for left, _, right in pairs}
+
+
+def _show(table: str, found: Mapping[str, Any], as_json: bool) -> None:
+    """A result as tables, or as JSON: before it is drawn, as a drawing that fails should not take it along."""
+    if as_json:
+        _print(found, as_json)
+        return
+    from p3select import tables
+
+    getattr(tables, table)(found)
 
 
 def _drawing(name: str, out: str | None) -> Callable[[Mapping[str, Any]], object]:

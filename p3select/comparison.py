@@ -25,7 +25,7 @@ from p3select import (
     trainings,
 )
 from p3select import dataset as data
-from p3select.errors import InputError
+from p3select.errors import InputError, check_seed
 from p3select.run import Lent, Run, write_json
 from p3select.strategies import folder, plain, resolved
 
@@ -124,7 +124,9 @@ def compare(
     if str(budget).strip().isdecimal():  # "10" of a command line is the count 10
         budget = int(budget)
     # What can be refused is refused before anything is done.
-    asked = trainings.asked(run, {"epochs": epochs, "budget": budget, "train": train, "to": to}, evaluate, model)
+    check_seed(seed)
+    call = {"epochs": epochs, "budget": budget, "train": train, "to": to}
+    asked = trainings.asked(run, call, evaluate, model, scoring or {})
     if asked is None and discard:
         raise InputError("discard: there are no weights without train and evaluate")
     if asked is not None and (not strategies or not seeds or len(set(seeds)) < len(seeds)):
@@ -134,6 +136,8 @@ def compare(
     arms, left_out = resolved(
         run, known.dataset, compared, strategies, budget=budget, queries=queries, per=next(iter(columns), None)
     )
+    if asked is not None:
+        trainings.refuse(run, known.dataset, out / "training", arms, seeds, asked, scoring or {})
     found: dict[str, Any] = {
         "budget": budget,
         "epochs": epochs,

@@ -52,3 +52,9 @@ class MissingLibraryError(P3Error, ImportError):
     def __str__(self) -> str:
         feature, library, extra = self.args
         return f"{feature} needs {library}: pip install 'p3select[{extra}]'"
+
+
+def check_seed(seed: object) -> None:
+    """Refuse, with an :class:`InputError`, a seed that nothing can be drawn with."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed {seed!r}: a whole number from 0")

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from p3select.run import Run
 
 BINS = 40
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    # Names come from the data: dollars in them enclose no formula.
+    "text.parse_math": False,
+}
 COMPARED = {
     "difficulty": "mean difficulty",
     "length": "mean length, tokens",
@@ -44,7 +51,7 @@ def figure(run: Run, out: Path) -> None:
     epochs = [int(path.stem.removeprefix("epoch-")) for path in sorted((run.path / "index").glob("epoch-*.parquet"))]
     if not epochs:
         raise InputError(f"{run.path}: no index to draw; run 'p3select select' first")
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(9, 0.6 + 2.6 * len(epochs)), layout="constrained")
         panels = drawing.subplots(len(epochs), 1, sharex=True, squeeze=False)[:, 0]
         values = [
@@ -97,7 +104,7 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
     agreement = found.get("agreement", [])
     widths = [6.3] * bool(agreement) + [3.6] * len(found["spread"])
     height = 1.6 + max(0.3 * len(agreement), 2.2)
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(sum(widths), height), layout="constrained")
         panels = drawing.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         title = f"{found['rows']:,} rows, epoch {found['epoch']}"
@@ -120,7 +127,9 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
                 mean, low, high = np.array([one[measure] for one in ones], np.float64).T
                 # The colours of the groups are Matplotlib's own, one after the other.
                 color = None if number else CHOSEN
-                panel.errorbar(places, mean, _arms(mean, low, high), fmt="o", color=color, label=group, capsize=3)
+                panel.errorbar(
+                    places, mean, _arms(mean, low, high), fmt="o", color=color, label=_name(group), capsize=3
+                )
             if len(groups) > 1 and measure == "length":
                 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
             panel.set_xticks(range(len(levels)), [f"{one:g}" if found["ordered"] else one for one in levels])
@@ -142,7 +151,7 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
     learned = found["trained"]["before"] if "trained" in found else {}
     names = [one["strategy"] for one in ones]
     widths = [2.6] * len(COMPARED) + [1.4 + 0.4 * len(ones)] + [3.4] * len(learned)
-    with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(1.8 + sum(widths), 1.9 + 0.36 * len(ones)), layout="constrained")
         panels = drawing.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
         drawing.suptitle(
@@ -178,7 +187,7 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
 def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     """Spearman's ρ of every group and measure, a line each, and what is left of it given length."""
     several = len({one["group"] for one in entries}) > 1
-    names = [f"{one['group']}: {one['measure']}" if several else one["measure"] for one in entries]
+    names = [f"{_name(one['group'])}: {one['measure']}" if several else one["measure"] for one in entries]
     for key, color, shift, label in (
         ("spearman", CHOSEN, -0.12, "Spearman's ρ"),
         ("given_length", THRESHOLD, 0.12, "given length"),
@@ -194,6 +203,10 @@ def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_title("agreement, with 95 % intervals", loc="left")
     panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def _name(group: str | None) -> str:
+    return "all rows" if group is None else group
 
 
 def _arms(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -56,6 +56,7 @@ def loop(
     encoder: str | Path | None = None,
     scoring: Mapping[str, Any] | None = None,
     selecting: Mapping[str, Any] | None = None,
+    refresh_from: int = 3,
     seed: int = 0,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -82,6 +83,8 @@ def loop(
         encoder: Of the embeddings; None where the run folder has them, or the selector goes by none.
         scoring: Further arguments of :func:`p3select.score`.
         selecting: Further arguments of :func:`p3select.select`. With ``scores_of=1`` the first epoch alone is scored.
+        refresh_from: With ``refresh`` in ``scoring``, the first epoch, from 2, of which a part is scored; of those
+            before all rows are. The first epoch of training changes difficulties most: docs/evidence.md.
         seed: Of the selection, and ``{seed}``.
         show_progress: Print what is going on, on stderr.
 
@@ -102,8 +105,15 @@ def loop(
         raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
     if once is not None and (scoring or {}).get("refresh") is not None:
         raise InputError("refresh is for later epochs, and with scores_of 1 the first alone is scored: leave one out")
+    whole: dict[str, int] = {}
     if (scoring or {}).get("refresh") is not None:
         refreshing.refuse({name: (scoring or {}).get(name) for name in ("ifd", "el2n")})
+        if not 2 <= refresh_from <= epochs:
+            raise InputError(
+                f"refresh_from {refresh_from}: of {epochs} epochs one from 2 on is scored in part; give one of these, "
+                "or leave refresh out"
+            )
+        whole["refresh_from"] = refresh_from
     scored = range(1, epochs + 1 if once is None else 2)
     served = (scoring or {}).get("scorer") == "server"
     run = run if isinstance(run, Run) else Run(run)
@@ -125,6 +135,7 @@ def loop(
         "epochs": epochs,
         "budget": str(budget),
         "seed": seed,
+        **whole,
         **_asked(scores.score, {**(scoring or {}), "options": options}, FREE_SCORING),
         **_asked(selection.select, listed, FREE_SELECTING),
     }
@@ -153,7 +164,7 @@ def loop(
             _weights(out, command)
         else:
             if epoch in scored:
-                given = {"seed": seed, **_scoring(scoring or {}, epoch)}
+                given = {"seed": seed, **_scoring(scoring or {}, epoch, refresh_from)}
                 # In the next epoch that is scored the weights would have to be others.
                 given |= {"epoch": epoch, "adapter": adapter, "verified": len(scored) > 1}
                 seconds = _score(dataset, run, base, given, show_progress)
@@ -202,13 +213,9 @@ def _score(dataset: Dataset, run: Run, model: str, given: Mapping[str, Any], sho
     return time.monotonic() - clock if about["reused"] < measured else 0.0
 
 
-def _scoring(given: Mapping[str, Any], epoch: int) -> dict[str, Any]:
-    """Arguments of an epoch's scoring.
-
-    Of the first one all rows are scored, as nothing is there to predict from; the weights of later ones are trained
-    here, and no other run has scored them.
-    """
-    left_out = ("columns", "refresh") if epoch == 1 else ("columns", "reuse")
+def _scoring(given: Mapping[str, Any], epoch: int, refresh_from: int) -> dict[str, Any]:
+    """Arguments of an epoch's scoring: no other run has scored the later ones' weights, which are trained here."""
+    left_out = {"columns", *(["reuse"] if epoch > 1 else []), *(["refresh"] if epoch < refresh_from else [])}
     return {name: value for name, value in given.items() if name not in left_out}
 
 

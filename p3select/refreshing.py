@@ -40,7 +40,7 @@ DOUBT = 0.1
 # Rows below which there is nothing to learn from, and nothing to tell the error by.
 LEAST_FITTED, LEAST_HELD = 10, 5
 # Principal components of the embeddings among the predictors: one for so many fitted rows, so many at most.
-ROWS_OF_COMPONENT, COMPONENTS = 16, 16
+ROWS_OF_COMPONENT, COMPONENTS = 32, 16
 # Rows of which the components are taken, and that are projected at a time.
 COMPONENT_ROWS = 20_000
 # Difficulties next to 0 and 1 count as this far from them: their logits would outweigh all others.

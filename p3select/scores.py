@@ -25,7 +25,7 @@ from p3select import (
     tokens,
 )
 from p3select.dataset import Dataset, load
-from p3select.errors import InputError
+from p3select.errors import InputError, check_seed
 from p3select.rescoring import Rescoring
 from p3select.reuse import Known, There
 from p3select.run import Run
@@ -129,6 +129,7 @@ def score(
         P3Error: A worker of Ray's died again and again.
     """
     start = time.monotonic()
+    check_seed(seed)
     dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     run = run if isinstance(run, Run) else Run(run)
     rows = _limited(limit, len(dataset))
@@ -244,6 +245,7 @@ def estimate(
         tokens_per_second (on the sample), seconds (estimate for all), memory_bytes (peak of this process, or of the
         CUDA device; None where the model is in other processes).
     """
+    check_seed(seed)
     dataset, arguments = _prepare(data, model, scorer, adapter, options, actions, max_length, truncate, columns)
     rows = _limited(limit, len(dataset))
     worker = scoring.Worker(**arguments, ifd=ifd, el2n=el2n, shard_rows=shard_rows)

@@ -26,7 +26,7 @@ from p3select import (
     tokenised,
 )
 from p3select.distributed import ENGINES
-from p3select.errors import InputError, MismatchError
+from p3select.errors import InputError, MismatchError, check_seed
 from p3select.index import Selection
 from p3select.run import Run
 from p3select.selectors.dpp import AFFORDABLE, METHODS, choose, gigabytes, local_alone, rank
@@ -599,8 +599,7 @@ def _checked(
         raise InputError(f"selector {name!r} goes by no quality: leave quality, quality_weight and fresh out")
     if selector == "topk" and quality == "none":
         raise InputError("selector 'topk' with quality 'none' would take the first rows: choose another of the two")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed {seed!r}: a whole number from 0")
+    check_seed(seed)
     return function
 
 

@@ -60,7 +60,7 @@ def selection(chosen: Selection, path: Path) -> None:
     table.add_row("eligible", f"{meta['eligible']:,}")
     why = f" ({about['selector_reason']})" if about["selector_reason"] else ""
     parts = f" in {meta['parts']} parts and from their union" if meta["parts"] else ""
-    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{parts}{why}{_shortage(meta)}")
+    table.add_row("selected", f"{len(chosen):,} by {meta['selector']}{parts}{why}{_shortage(chosen)}")
     mean, pool = meta["tokens"] / len(chosen), about["tokens_eligible"] / about["pool"]
     table.add_row("tokens", f"{meta['tokens']:,}: {mean:,.1f} a row, of the rows to choose from {pool:,.1f}")
     for name in ("include", "exclude"):
@@ -120,12 +120,15 @@ def validation(found: Mapping[str, Any]) -> None:
     if found["against"] is not None:
         head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
     head.add_row("rows", f"{found['rows']:,}; left out: {left or 'none'}")
+    if found["left_out"].get("predicted difficulty"):
+        drawn = "not drawn evenly: those near the threshold and short ones are likelier. Score all rows for this"
+        head.add_row("measured rows", drawn)
     out.print(head)
     out.print(_spreads(found["spread"], found["between"]))
     if found["ordered"]:
         for group in dict.fromkeys(one["group"] for one in found["agreement"]):
             ones = [one for one in found["agreement"] if one["group"] == group]
-            title = f"{group}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
+            title = f"{_group(group)}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
             table = Table(title=title, title_justify="left", box=None, pad_edge=False)
             for name in ("", "Spearman ρ", "Kendall τ", "ρ given length"):
                 table.add_column(name)
@@ -135,11 +138,17 @@ def validation(found: Mapping[str, Any]) -> None:
             out.print(table)
     elif found.get("kruskal"):
         out.print(_differences(found["kruskal"]))
-    for name, count in found.get("groups_left_out", {}).items():
-        out.print(f"group {name}: {count:,} rows, too few or of one value")
+    why = "too few or of one value" if found["ordered"] else "too few, of one category or each of another"
+    for one in found.get("groups_left_out", []):
+        name = _group(one["group"]) if one["group"] is None else f"group {one['group']}"
+        out.print(f"{name}: {one['rows']:,} rows, {why}")
     for group in dict.fromkeys(one["group"] for one in found.get("levels", [])):
         ones = [one for one in found["levels"] if one["group"] == group]
         out.print(_levels(ones, found["against"], found["trend"] if found["ordered"] else None))
+
+
+def _group(name: str | None) -> str:
+    return "all rows" if name is None else name
 
 
 def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
@@ -150,14 +159,14 @@ def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for group in dict.fromkeys(one["group"] for one in tests):
         ones = [one for one in tests if one["group"] == group]
-        table.add_row(group, f"{ones[0]['rows']:,}", *(_p(one["p"]) for one in ones))
+        table.add_row(_group(group), f"{ones[0]['rows']:,}", *(_p(one["p"]) for one in ones))
     return table
 
 
 def _levels(ones: Sequence[Mapping[str, Any]], column: str, trend: Mapping[str, float | None] | None) -> Table:
     """The means of measures at each level of a group's rows."""
     measures = [name for name in ones[0] if name not in ("group", "level", "rows")]
-    title = f"{ones[0]['group']}: mean ± half the 95 % interval"
+    title = f"{_group(ones[0]['group'])}: mean ± half the 95 % interval"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in (column, "rows", *measures):
         table.add_column(name, justify="right" if name in ("rows", column) else "left")
@@ -193,7 +202,7 @@ def comparison(found: Mapping[str, Any]) -> None:
             f"{everything['difficulty']:.4f} in the mean"
         )
         out.print(_selections(ones, found["seconds"][number]["strategies"]))
-        for note in _short_of(ones, found):
+        for note in _short_of(ones, found, everything["rows"]):
             out.print(note)
         out.print(_diverse(ones))
         if ones[0]["shift"]:
@@ -222,13 +231,14 @@ def _selections(ones: Sequence[Mapping[str, Any]], seconds: Mapping[str, float])
     return table
 
 
-def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
-    """Which selections are not at an equal budget, and why."""
+def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any], rows: int) -> list[str]:
+    """Which selections are not at an equal budget, and why; of so many rows with a score."""
     by: dict[str, list[str]] = {}
     for one in ones:
         if one["shortfall"]:
             given = found["strategies"][one["strategy"]]
-            what = f"{_unit(given.get('budget', found['budget']))} fewer than the budget, as {_why_short(given)}"
+            why = _why_short(given, all_taken=one["rows"] >= rows)
+            what = f"{_unit(given.get('budget', found['budget']))} fewer than the budget, as {why}"
             by.setdefault(what, []).append(one["strategy"])
     return [f"short: {what}: {', '.join(names)}" for what, names in by.items()]
 
@@ -302,7 +312,7 @@ def _trainings(trained: Mapping[str, Any]) -> None:
             results.add_row(one["strategy"], _with_spread(result), above)
         results.add_row("nothing", f"{before:.4f}", "", style="dim")
         out.print(results)
-    costs = _by_strategy("cost", ["rows", "tokens", "training", "tokens to score", "scoring"])
+    costs = _by_strategy("cost", ["rows", "targets", "training", "to score, prompts too", "scoring"])
     for one in trained["strategies"]:
         costs.add_row(
             one["strategy"],
@@ -329,17 +339,18 @@ def diversity(parts: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _shortage(meta: Mapping[str, Any]) -> str:
-    text = ""
+def _shortage(chosen: Selection) -> str:
+    meta, text = chosen.metadata, ""
     if meta["shortfall"]:
-        text += f"; {meta['shortfall']:,} {_unit(meta['budget'])} fewer than the budget, as {_why_short(meta)}"
+        why = _why_short(meta, all_taken=len(chosen) == chosen.summary["pool"])
+        text += f"; {meta['shortfall']:,} {_unit(meta['budget'])} fewer than the budget, as {why}"
     if meta["selector"] in ("dpp", "dpp-local", "dpp-torch") and meta["dependent"]:
         text += f"; {meta['dependent']:,} of them copies of others or of quality next to 0, added by quality"
     return text
 
 
-def _why_short(given: Mapping[str, Any]) -> str:
-    limited = given.get("at_most") or given.get("share")
+def _why_short(given: Mapping[str, Any], *, all_taken: bool) -> str:
+    limited = not all_taken and (given.get("at_most") or given.get("share"))
     return "the limits let no more in" if limited else "no more rows are eligible"
 
 

@@ -55,7 +55,8 @@ def tradeoff(
         epochs: T of ``pace``; None for as many as are scored.
 
     Returns:
-        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``cases``, what each draw gave;
+        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``embedded``, whether
+        embeddings are among the predictors; ``cases``, what each draw gave;
         ``results``, these :func:`averaged`: by ``whole`` (the last epoch that is taken as scored whole), ``epoch``
         (after it) and ``share`` (0: to score nothing, and go on with the scores of epoch ``whole``), the means over
         draws of ``spearman`` (with the full re-score, over all rows), ``spearman_predicted`` (over the predicted ones),
@@ -93,7 +94,14 @@ def tradeoff(
         for seed in range(seeds)
         for one in _case(pasts[whole - 1 :], now[whole - 1 :], sizes, vectors, share, seed, whole)
     ]
-    return {"rows": len(some), "epochs": len(tables), "cost": cost, "cases": cases, "results": averaged(cases)}
+    return {
+        "rows": len(some),
+        "epochs": len(tables),
+        "cost": cost,
+        "embedded": vectors is not None,
+        "cases": cases,
+        "results": averaged(cases),
+    }
 
 
 def averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

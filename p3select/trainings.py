@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 from scipy import stats
 
 from p3select import __version__, embeddings, index, loops, progress, scores, shards, strategies, tokenised
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 # Of the evaluation's command.
 PLACES = ("model", "out", "seed")
 NEEDED = (("model",), ("out",))
+# In the folder of a training, once it is finished.
+MARK = "trained.json"
 # Interval of a mean over seeds.
 LEVEL = 0.95
 
 
-def asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Path | None) -> dict[str, Any] | None:
+def asked(
+    run: Run, call: dict[str, Any], evaluate: str | None, model: str | Path | None, scoring: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """What trainings depend on, and the command of their evaluation; None where there are none.
 
     Args:
@@ -35,14 +40,18 @@ def asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Pat
         call: ``epochs``, ``budget``, ``train`` and ``to`` of :func:`p3select.loop`.
         evaluate: See :func:`p3select.compare`, as for ``model``.
         model: The policy that enters the first epoch.
+        scoring: Arguments of :func:`p3select.score`.
 
     Raises:
-        InputError: One command without the other, one that lacks a place, or a policy that cannot be trained.
+        InputError: One command without the other, one that lacks a place, a policy that cannot be trained, or scoring
+            in part, whose cost would not be that of a pass.
     """
     if (call["train"] is None) is not (evaluate is None):
         raise InputError("train and evaluate go together: give both commands, or neither")
     if evaluate is None:
         return None
+    if scoring.get("refresh") is not None:
+        raise InputError("refresh: strategies are compared on scores of all rows; leave it out")
     loops.filled("train", call["train"], dict.fromkeys(loops.PLACES, ""), loops.NEEDED)
     loops.filled("evaluate", evaluate, dict.fromkeys(PLACES, ""), NEEDED)
     policy = scores.policy(run, 1) if model is None else str(model)
@@ -51,6 +60,26 @@ def asked(run: Run, call: dict[str, Any], evaluate: str | None, model: str | Pat
     if model is None and "adapter" in (shards.manifest(run.scores(1)) or {}).get("about", {}):
         raise InputError(f"{run.scores(1)}: scored with an adapter, and trainings begin with whole weights: merge it")
     return call | {"model": policy, "evaluate": evaluate}
+
+
+def refuse(
+    run: Run,
+    dataset: Dataset,
+    folder: Path,
+    arms: Strategies,
+    seeds: Sequence[int],
+    call: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+) -> None:
+    """Refuse a call that :func:`trained` could not go on with; the arguments are its own.
+
+    Raises:
+        MismatchError: A training in the folder was made otherwise.
+    """
+    for name, arguments in arms.items():
+        made = _made(run, dataset, arguments, call, scoring)
+        for seed in seeds:
+            _record(_place(folder, name, seed), made)
 
 
 def trained(
@@ -106,17 +135,18 @@ def trained(
             if show_progress:
                 told = ", ".join(f"{key} {value:.4f}" for key, value in one["results"].items())
                 progress.say(f"trained by {name}, seed {seed}: {told}")
-    measured = [seconds for one in records for seconds in one["seconds_scoring"] if seconds] or _first_pass(run)
-    each, seconds = _tokens(run), float(np.median(measured)) if measured else None
-    twice = [name for name, arguments in arms.items() if arguments.get("difficulty") == "ifd"]
+    each, twice = _tokens(run), [name for name, arguments in arms.items() if arguments.get("difficulty") == "ifd"]
     tokens = dict.fromkeys(arms, each) | dict.fromkeys(twice, _tokens(run, second=bool(twice)))
+    once = _seconds(records, [name for name in arms if name not in twice]) or _first_pass(run)
+    seconds = dict.fromkeys(arms, once) | dict.fromkeys(twice, _seconds(records, twice))
     return {
         **call,
         "seeds": list(seeds),
         "tokens_a_pass": each,
-        "seconds_a_pass": seconds,
+        "targets_a_pass": int(pc.sum(scores.read(run, 1, ["tokens"]).column("tokens")).as_py()),
+        "seconds_a_pass": once,
         "before": before,
-        "strategies": [_summed(records, name, tokens[name], seconds) for name in arms],
+        "strategies": [_summed(records, name, tokens[name], seconds[name]) for name in arms],
         "dataset_fingerprint": dataset.fingerprint,
         "version": __version__,
     }
@@ -133,21 +163,10 @@ def _arm(
 ) -> dict[str, Any]:
     """One strategy's training with one seed; what was done before is not done again."""
     name, arguments, seed = arm
-    lent = Lent(folder / strategies.folder(name) / f"seed-{seed}", run, scored=False)
-    mark = lent.path / "trained.json"
-    made = {
-        **{key: value for key, value in call.items() if key != "evaluate"},
-        "scoring": {key: str(value) for key, value in scoring.items() if value},
-        "selecting": strategies.plain(arguments),
-        "dataset": dataset.fingerprint,
-        "embeddings": embeddings.read(run)[1],
-        "scores": scores.fingerprint(run, 1),
-    }
-    if mark.is_file():
-        record = read_json(mark)
-        changed = sorted(key for key in made if record["made"].get(key) != made[key])
-        if changed:
-            raise MismatchError(f"{lent.path}: made otherwise (differs in {', '.join(changed)}); give another --out")
+    lent = Lent(_place(folder, name, seed), run, scored=False)
+    made = _made(run, dataset, arguments, call, scoring)
+    record = _record(lent.path, made)
+    if record is not None:
         return record
     passes, selecting = 1 if "scores_of" in arguments else call["epochs"], dict(arguments)
     if strategies.unscored(arguments):  # the first policy's scores serve it, which everybody has
@@ -178,7 +197,36 @@ def _arm(
         "seconds_scoring": [one["seconds_scoring"] for one in done[1:]],
         "seconds_training": sum(read_json(Path(one["out"]).parent / "done.json")["seconds"] for one in done),
     }
-    write_json(mark, record)
+    write_json(lent.path / MARK, record)
+    return record
+
+
+def _place(folder: Path, name: str, seed: int) -> Path:
+    return folder / strategies.folder(name) / f"seed-{seed}"
+
+
+def _made(
+    run: Run, dataset: Dataset, arguments: Mapping[str, Any], call: Mapping[str, Any], scoring: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a training depends on, but for its seed."""
+    return {
+        **{key: value for key, value in call.items() if key != "evaluate"},
+        "scoring": {key: str(value) for key, value in scoring.items() if value},
+        "selecting": strategies.plain(arguments),
+        "dataset": dataset.fingerprint,
+        "embeddings": embeddings.read(run)[1],
+        "scores": scores.fingerprint(run, 1),
+    }
+
+
+def _record(place: Path, made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is known of a training that was finished; None of one that was not."""
+    if not (place / MARK).is_file():
+        return None
+    record = read_json(place / MARK)
+    changed = sorted(key for key in made if record["made"].get(key) != made[key])
+    if changed:
+        raise MismatchError(f"{place}: made otherwise (differs in {', '.join(changed)}); give another --out")
     return record
 
 
@@ -197,11 +245,16 @@ def _scoring(run: Run, dataset: Dataset, difficulty: str | None) -> dict[str, An
     }
 
 
-def _first_pass(run: Run) -> list[float]:
+def _seconds(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> float | None:
+    """The median pass of some strategies; None where none was measured."""
+    found = [seconds for one in records if one["strategy"] in names for seconds in one["seconds_scoring"] if seconds]
+    return float(np.median(found)) if found else None
+
+
+def _first_pass(run: Run) -> float | None:
     """The seconds that the run's own scoring took, where they are known."""
     file = run.cost("score", 1)
-    seconds = read_json(file).get("seconds") if file.is_file() else None
-    return [seconds] if seconds else []
+    return (read_json(file).get("seconds") or None) if file.is_file() else None
 
 
 def _tokens(run: Run, *, second: bool = False) -> int | None:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from p3select import dataset as data
 from p3select import difficulties, scores, selection, tokenised, tokens
-from p3select.errors import InputError, MismatchError
+from p3select.errors import InputError, MismatchError, check_seed
 from p3select.run import Run
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ RESAMPLES = 1_000
 LEAST = 10
 # Distinct values up to which a ground truth is shown level by level.
 LEVELS = 20
+# Rows without a value of the column of groups.
+MISSING = "(missing)"
 # Of a measure over the rows, as its spread.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Of the values of a text column, how many have a number where it is one of numbers.
@@ -65,7 +67,8 @@ def validate(
             two different numbers has none). Where fewer than 90 % of the texts have a number they are categories
             without an order, else the others are left out. None: only ``spread`` and ``between`` are found.
         epoch: Whose scores.
-        by: A column whose values are groups to be looked at one by one, beside all rows together.
+        by: A column whose values are groups to be looked at one by one, beside all rows together. Rows without a value
+            are the group ``MISSING``.
         difficulty: ``p3``, ``nll``, ``ifd``, ``el2n``.
         actions: Rules for ``p3``, each looked at beside the rule that was scored by; () for that alone. ``whole`` can
             always be had; others from scores with ``--actions token``, which are cut anew without scoring again.
@@ -86,22 +89,25 @@ def validate(
         (corrected for ties) and the p of no difference between the categories.
         ``levels``, for each value of a ground truth of at most ``LEVELS`` values (of categories in each group, too):
         group, level, rows and the means of the measures as [value, low, high], without an interval for one row.
-        ``groups_left_out``: rows of the groups of fewer than ``LEAST`` rows or of one value.
+        The group of all rows is None.
+        ``groups_left_out``: group and rows of those of fewer than ``LEAST`` rows, of one value, or of categories none
+        of which has two rows.
 
     Raises:
-        InputError: No such run, epoch, column or difficulty; a column of neither numbers nor text; fewer than one
-            resample; or too few rows with both.
+        InputError: No such run, epoch, column or difficulty; a column of neither numbers nor text, or of categories
+            none of which has two rows; fewer than one resample; a negative seed; or too few rows with both.
         MismatchError: The tokenizer is not that of the scores.
     """
     if resamples < 1:
         raise InputError(f"resamples {resamples}: the intervals need at least 1")
+    check_seed(seed)
     run = run if isinstance(run, Run) else Run(run)
     table = scores.read(run, epoch)
     dataset = run.dataset()
     if against is None and by is not None:
         raise InputError("by goes with against: the ground truth that each group is compared with")
     truth, ordered, unread = (None, None, {}) if against is None else _truth(data.column(dataset, against), against)
-    groups = None if by is None else data.text(data.column(dataset, by))[: table.num_rows]
+    groups = None if by is None else _groups(data.column(dataset, by))
     scored = table.column("logprob").is_valid().to_numpy()
     guessed = table.column("difficulty").is_valid().to_numpy() & ~scored
     known = np.array([truth is None or truth[row] is not None for row in range(table.num_rows)])
@@ -109,6 +115,8 @@ def validate(
     if len(rows) < LEAST:
         where, also = ("", "") if against is None else (f"column {against!r}: ", " and a value")
         raise InputError(f"{where}{len(rows)} rows have a measured score{also}, fewer than {LEAST}")
+    if truth is not None and not ordered and len(set(truth[rows])) == len(rows):
+        raise InputError(f"column {against!r}: every category has one row; give a column whose values repeat")
     measures = _measures(run, epoch, table, rows, difficulty, actions, tokenizer)
     measures["length"] = table.column("tokens").take(rows).to_numpy().astype(np.float64)
     numberless = [row for row in unread if row < len(scored) and scored[row]]
@@ -153,11 +161,16 @@ def _against(
 ) -> dict[str, Any]:
     """What is found of measures beside a ground truth, (n,) numbers or texts."""
     values = values.astype(np.float64) if ordered else values
-    every = ("all", np.arange(len(values)))
+    every: tuple[str | None, NDArray[np.int64]] = (None, np.arange(len(values)))
     names = [every]
     if groups is not None:
         names += [(name, np.flatnonzero(groups == name)) for name in np.unique(groups).tolist()]
-    tested = [(name, own) for name, own in names if len(own) >= LEAST and len(set(values[own])) > 1]
+    # Of categories with one row each there is nothing to compare.
+    tested = [
+        (name, own)
+        for name, own in names
+        if len(own) >= LEAST and 1 < len(set(values[own])) < (math.inf if ordered else len(own))
+    ]
     length = measures["length"]
     found: dict[str, Any] = {
         "agreement" if ordered else "kruskal": [
@@ -184,7 +197,13 @@ def _against(
             if len(part)
         ]
     shown = {name for name, _ in tested}
-    return found | {"groups_left_out": {name: len(own) for name, own in names if name not in shown}}
+    left_out = [{"group": name, "rows": len(own)} for name, own in names if name not in shown]
+    return found | {"groups_left_out": left_out}
+
+
+def _groups(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The group of each row: (n,) texts."""
+    return np.where(column.is_null().to_numpy(), MISSING, data.text(column))
 
 
 def _spread(values: Values) -> dict[str, Any]:

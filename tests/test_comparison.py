@@ -352,6 +352,7 @@ def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
         ({"epoch": 3}, "not scored yet"),
         ({"discard": True}, "no weights without train"),
         ({"epochs": 0}, "epochs 0"),
+        ({"seed": -1}, "seed -1: a whole number from 0"),
         ({"budget": "none"}, "budget 'none'"),
         ({"train": "t {data} {out}"}, "train and evaluate go together"),
         ({"train": "t {data} {out}", "evaluate": "e {model} {out}", "model": "m"}, "to train, name the strategies"),
@@ -513,11 +514,19 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
     before = (out / "trained.json").read_bytes(), (tmp_path / "evaluations.txt").read_text()
     p3select.compare(base, out=out, scoring=SCORING, **commands(), **TRAINED)
     assert ((out / "trained.json").read_bytes(), (tmp_path / "evaluations.txt").read_text()) == before
-    with pytest.raises(P3Error, match=r"strategy p3, seed 0: .*made otherwise \(differs in train\)"):
+    assert found["targets_a_pass"] == one_["tokens"].sum()
+    # What is refused replaces nothing.
+    compared = (out / "compare.json").read_bytes()
+    with pytest.raises(P3Error, match=r"p3.seed-0: made otherwise \(differs in train\)"):
         p3select.compare(base, out=out, scoring=SCORING, **commands(also=" "), **TRAINED)
+    with pytest.raises(P3Error, match=r"p3.seed-0: made otherwise \(differs in budget\)"):
+        p3select.compare(base, out=out, scoring=SCORING, **commands(), **(TRAINED | {"budget": 9}))
+    with pytest.raises(InputError, match="refresh: strategies are compared on scores of all rows"):
+        p3select.compare(base, out=out, scoring={**SCORING, "refresh": "50%"}, **commands(), **TRAINED)
+    assert (out / "compare.json").read_bytes() == compared
     # Nor is a training of other selections taken for one of these.
     p3select.embed(base.info()["dataset"]["paths"][0], base, FakeEncoder(), text="both", overwrite=True)
-    with pytest.raises(P3Error, match=r"strategy p3, seed 0: .*made otherwise \(differs in embeddings\)"):
+    with pytest.raises(P3Error, match=r"p3.seed-0: made otherwise \(differs in embeddings\)"):
         p3select.compare(base, out=out, scoring=SCORING, **commands(), **TRAINED)
 
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 import p3select
-from p3select import cli, constraints, index, selection
+from p3select import cli, constraints, index, selection, tables
 from p3select.errors import InputError, MismatchError
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -272,7 +272,8 @@ def test_a_budget_above_all_tokens_takes_all_rows_and_says_what_is_missing(made)
     assert chosen.metadata["shortfall"] == 1_000_000 - tokens(run).sum()
 
 
-def test_at_most_so_many_rows_of_a_value(made):
+def test_at_most_so_many_rows_of_a_value(made, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
     run, frame = made
     chosen = select(run, 40, at_most=1, per="prompt")
     assert frame["prompt"][chosen.rows.tolist()].n_unique() == len(chosen) == 40
@@ -282,6 +283,13 @@ def test_at_most_so_many_rows_of_a_value(made):
     chosen = select(run, 60, at_most=1, per="prompt", pace="constant:40")
     assert chosen.metadata["shortfall"] == 60 - len(chosen) > 0
     assert len(chosen) == frame["prompt"][np.flatnonzero(eligible(run, 40)).tolist()].n_unique()
+    tables.selection(chosen, run.index(1))
+    assert "fewer than the budget, as the limits let no more in" in capsys.readouterr().out
+    # A limit that keeps no row out is no reason.
+    chosen = select(run, 60, at_most=2, per="prompt", pace="constant:40")
+    assert len(chosen) == chosen.metadata["eligible"] < 60
+    tables.selection(chosen, run.index(1))
+    assert "fewer than the budget, as no more rows are eligible" in capsys.readouterr().out
 
 
 def eligible(run, percentile):

@@ -220,12 +220,19 @@ def test_rows_may_be_scored_once(tmp_path, gsm8k, smollm2, command):
 def test_later_epochs_may_be_scored_in_part(tmp_path, gsm8k, smollm2, command):
     run = p3select.Run(tmp_path / "run")
     scoring = {**SCORER, "limit": 100, "refresh": "60%"}
-    p3select.loop(
-        gsm8k, run, smollm2, epochs=2, budget=8, train=f"{command} never", scoring=scoring, selecting=SELECTING, seed=3
-    )
-    first, second = (scores.settings(run, epoch) for epoch in (1, 2))
+    call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, seed=3)
+    first, second, third = (scores.settings(run, epoch) for epoch in (1, 2, 3))
     assert "refresh" not in first
-    assert (second["refresh"], second["refresh_seed"]) == (0.6, 3)
+    assert "refresh" not in second
+    assert (third["refresh"], third["refresh_seed"]) == (0.6, 3)
+    earlier = p3select.Run(tmp_path / "earlier")
+    call(gsm8k, earlier, smollm2, f"{command} never", epochs=2, scoring=scoring, refresh_from=2)
+    assert "refresh" in scores.settings(earlier, 2)
+    with pytest.raises(MismatchError, match=r"differs in refresh_from\)"):
+        call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, seed=3, refresh_from=2)
+    for given in (1, 4):
+        with pytest.raises(InputError, match=f"refresh_from {given}: of 3 epochs one from 2 on"):
+            call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, seed=3, refresh_from=given)
 
 
 def test_a_command_that_fails_is_said_and_run_again(tmp_path, gsm8k, smollm2, command):

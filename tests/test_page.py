@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ import pytest
 import p3select
 from p3select import index, page, scores, tokens, tradeoff
 from p3select.errors import InputError, MismatchError
-from p3select.page import examples, facts, sections, signatures
+from p3select.page import examples, facts, sections, signatures, tables
 from p3select.run import write_json
 from tests.fakes import FakeEncoder, FakeScorer
 
@@ -392,6 +393,23 @@ def test_what_less_would_have_given(run, made, tmp_path, hostile, tokenizer):
     about = json.loads((part.scores(2) / "refresh.json").read_text())
     assert f"{about['held_back_rmse']:.4f}" in text
     assert "It cannot be told: epoch 2 was itself predicted in part" in text
+
+
+def test_what_is_not_known_is_a_dash_and_minus_is_one_for_people(made, tmp_path, hostile, tokenizer):
+    cells = re.findall(r"<td.*?>(.*?)</td>", tables.html(("a", "b", "c", "d", "e"), [("x", math.nan, -1.5, -1234, 2)]))
+    assert cells == ["–", "−1.5000", "−1,234", "2"]
+    # The table of what less would have given has epochs that were scored whole.
+    run = p3select.Run(tmp_path / "run")
+    for epoch in (1, 2):
+        p3select.score(hostile, run, epoch=epoch, scorer=FakeScorer(tokenizer, model=f"fake-{epoch}"))
+    p3select.select(run, epoch=1, epochs=3, budget=20, selector="topk")
+    page.report(run, out=tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"epoch 1: 0\.\d{3}, 0\.\d{3}, 0\.\d{3}; epoch 2: 0\.\d{3}, –, –\"", text)
+    for whole in (made[1], text):
+        assert not re.search(r"\bnan\b", whole)
+        assert '<td class="num">–</td>' in whole
+        assert not re.search(r">-\d", whole)
 
 
 def test_a_long_path_is_shown_by_its_end():

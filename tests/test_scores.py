@@ -348,7 +348,7 @@ def test_el2n_is_what_select_validate_and_report_go_by(tmp_path, gsm8k, tokenize
         assert chosen.rows.tolist() == [row for row in order if values[row] <= lam][:20]
         assert chosen.metadata["lam"] == lam
     found = p3select.validate(run, against="level", difficulty=["p3", "el2n"], resamples=20)
-    (one,) = (one for one in found["agreement"] if (one["group"], one["measure"]) == ("all", "el2n"))
+    (one,) = (one for one in found["agreement"] if (one["group"], one["measure"]) == (None, "el2n"))
     level = pl.read_parquet(gsm8k)["level"][:60].to_numpy()
     assert one["spearman"][0] == pytest.approx(stats.spearmanr(values, level).statistic)
     p3select.report(run, out=tmp_path / "report.html")
@@ -489,9 +489,13 @@ def test_bad_options_are_refused_before_a_model_is_loaded(tmp_path, gsm8k, token
         ({"max_length": 1}, "max_length 1"),
         ({"epoch": 0}, "epoch 0"),
         ({"truncate": "end"}, "end"),
+        ({"seed": -1}, "seed -1: a whole number from 0"),
+        ({"seed": -1, "refresh": 0.25, "epoch": 2}, "seed -1"),
     ):
         with pytest.raises(InputError, match=message):
             p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer), **options)
+    with pytest.raises(InputError, match="seed -1"):
+        scores.estimate(gsm8k, scorer=FakeScorer(tokenizer), seed=-1)
     with pytest.raises(InputError, match="max_length 500: the model takes 100"):
         p3select.score(gsm8k, tmp_path, scorer=FakeScorer(tokenizer, max_length=100), max_length=500)
     with pytest.raises(InputError, match="no model"):

@@ -108,3 +108,8 @@ def test_a_selection_short_of_the_budget_is_told(monkeypatch, capsys):
         "short: rows fewer than the budget, as no more rows are eligible: full",
         "short: tokens fewer than the budget, as the limits let no more in: uniform+per=source",
     ]
+    # Where all rows are taken it is not the limits that keep any out.
+    found["selections"][-1]["rows"] = found["all"][0]["rows"]
+    lines = shown(found, 80, monkeypatch, capsys)
+    assert "as no more rows are eligible: p3, rds, uniform+per=source" in "".join(lines)
+    assert not [line for line in lines if "limits" in line]

@@ -22,6 +22,18 @@ from benchmarks.training.evaluate import answer
         (r"$\boxed{\frac14}$ or $\boxed{100\%", r"\frac{1}{4}"),
         (r"$\boxed{100\%}$", "100"),
         (r"$\boxed{\frac{1}{2}", None),
+        ("#### 5, so it is 5", "5"),
+        ("#### 1,000, and", "1000"),
+        ("#### 1,000.", "1000"),
+        ("#### -.5", "-0.5"),
+        ("#### 3,4", None),
+        ("#### 1,2345", None),
+        ("#### 1,000,00", None),
+        (r"$\boxed{1{,}000}$", "1000"),
+        (r"$\boxed{1{,}008{,}016.50}$", "1008016.5"),
+        (r"$\boxed{1{,}2}$", "1,2"),
+        (r"$\boxed{.5}$ or $\boxed{\$.50}$", "0.5"),
+        (r"$\boxed{-.25}$", "-0.25"),
     ],
 )
 def test_the_final_answer_is_found(text, found):

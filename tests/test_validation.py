@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 import p3select
-from p3select import cli, figures, strategies, validation
+from p3select import cli, figures, strategies, tables, validation
 from p3select.errors import InputError
 from tests.fakes import FakeScorer
+from tests.test_tables import compared
 
 ROWS = 150
 
@@ -52,6 +53,7 @@ def run(tmp_path_factory, tokenizer, gsm8k):
         then=pl.lit(datetime.datetime(2024, 5, 1, 12)),
         taken=pl.lit(datetime.timedelta(seconds=3)),
         same=pl.lit(1),
+        part=pl.Series([*["all"] * 60, *["null"] * 50, *[None] * 40]),
         alone=pl.when(pl.int_range(ROWS) == 5).then(6).otherwise(pl.col("level")),
     )
     frame.write_parquet(folder / "rows.parquet")
@@ -75,9 +77,9 @@ def test_correlations_are_those_of_scipy_and_partial_ones_those_of_residuals(run
     table = columns(run).filter(pl.col("level").is_not_null() & pl.col("difficulty").is_not_null())
     assert found["rows"] == len(table) == ROWS - 2
     assert found["left_out"] == {"no score": 1, "no value": 1}
-    assert found["groups_left_out"] == {"c": 5}
-    for group in ("all", "a", "b"):
-        part = table if group == "all" else table.filter(source=group)
+    assert found["groups_left_out"] == [{"group": "c", "rows": 5}]
+    for group in (None, "a", "b"):
+        part = table if group is None else table.filter(source=group)
         one = entry(found, group, "p3")
         assert one["rows"] == len(part)
         assert one["spearman"][0] == pytest.approx(stats.spearmanr(part["difficulty"], part["level"]).statistic)
@@ -89,7 +91,7 @@ def test_correlations_are_those_of_scipy_and_partial_ones_those_of_residuals(run
             value, low, high = one[name]
             assert low < value < high
         assert "given_length" not in entry(found, group, "length")
-    assert entry(found, "all", "p3")["spearman"][1] > 0.5
+    assert entry(found, None, "p3")["spearman"][1] > 0.5
     assert found["trend"]["p3"] < 1e-6
     levels = {one["level"]: one for one in found["levels"]}
     assert sorted(levels) == [1, 2, 3, 4, 5]
@@ -109,7 +111,7 @@ def test_the_bootstraps_intervals_have_their_width():
 def test_every_statistic_of_the_same_rows_has_the_same_resamples(run):
     """So that two measures can be compared: of one measure under two names all is one."""
     found = p3select.validate(run, against="level", by="source", actions=["line"], resamples=20)
-    for group in ("all", "a", "b"):
+    for group in (None, "a", "b"):
         one, same = entry(found, group, "p3"), entry(found, group, "p3 by line")
         assert one | {"measure": ""} == same | {"measure": ""}
     assert all(one["p3"] == one["p3 by line"] for one in found["levels"])
@@ -181,15 +183,15 @@ def test_categories_are_tested_within_each_group_too(run, tmp_path, capsys):
     found = p3select.validate(run, against="kind", by="source", difficulty=["p3", "nll"], resamples=20)
     kinds = pl.read_parquet(run.info()["dataset"]["paths"][0]).select("kind")
     table = columns(run).with_columns(kinds).filter(pl.col("difficulty").is_not_null())
-    assert found["groups_left_out"] == {"c": 5}
+    assert found["groups_left_out"] == [{"group": "c", "rows": 5}]
     assert {(one["group"], one["measure"]) for one in found["kruskal"]} == {
-        (group, measure) for group in ("all", "a", "b") for measure in ("p3", "nll", "length")
+        (group, measure) for group in (None, "a", "b") for measure in ("p3", "nll", "length")
     }
     assert [(one["group"], one["level"]) for one in found["levels"]] == [
-        (group, kind) for group in ("all", "a", "b") for kind in ("easy", "hard")
+        (group, kind) for group in (None, "a", "b") for kind in ("easy", "hard")
     ]
-    for group in ("all", "a", "b"):
-        part = table if group == "all" else table.filter(source=group)
+    for group in (None, "a", "b"):
+        part = table if group is None else table.filter(source=group)
         parts = {kind: part.filter(kind=kind) for kind in ("easy", "hard")}
         for measure, column in (("p3", "difficulty"), ("length", "tokens")):
             (one,) = (one for one in found["kruskal"] if (one["group"], one["measure"]) == (group, measure))
@@ -204,9 +206,46 @@ def test_categories_are_tested_within_each_group_too(run, tmp_path, capsys):
     cli.main([*words, "--out", str(tmp_path / "kind.png")])
     shown = capsys.readouterr().out
     assert "Kruskal–Wallis, p of no difference" in shown
-    assert all(f"{group}: mean ± half the 95 % interval" in shown for group in ("all", "a", "b"))
+    assert all(f"{group}: mean ± half the 95 % interval" in shown for group in ("all rows", "a", "b"))
     assert "group c: 5 rows" in shown
     assert (tmp_path / "kind.png").stat().st_size > 10_000
+
+
+def test_no_value_of_a_column_is_taken_for_all_rows_or_for_none(run, capsys):
+    found = p3select.validate(run, against="level", by="part", resamples=5)
+    sizes = {one["group"]: one["rows"] for one in found["agreement"]}
+    assert sizes == {None: 148, "(missing)": 40, "all": 58, "null": 50}
+    cli.main(["validate", "--run", str(run.path), "--against", "level", "--by", "part", "--resamples", "5"])
+    shown = capsys.readouterr().out.splitlines()
+    for group, rows in (("all rows", 148), ("(missing)", 40), ("all", 58), ("null", 50)):
+        assert f"{group}, {rows} rows: rank correlation [95 % interval]" in shown
+    cli.main(["validate", "--run", str(run.path), "--against", "same", "--resamples", "5"])
+    assert "all rows: 149 rows, too few or of one value" in capsys.readouterr().out
+
+
+def test_categories_of_one_row_each_are_not_tested(run):
+    with pytest.raises(InputError, match="column 'prompt': every category has one row; give a column whose values re"):
+        p3select.validate(run, against="prompt")
+    kinds = np.array([*(f"only {letter}" for letter in "abcdefghijkl"), *["x", "y"] * 10], object)
+    groups = np.array(["one"] * 12 + ["two"] * 20, object)
+    values = np.random.default_rng(0).random(32)
+    found = validation._against({"p3": values, "length": values}, kinds, groups, False, 5, 0)
+    assert {one["group"] for one in found["kruskal"]} == {None, "two"}
+    assert found["groups_left_out"] == [{"group": "one", "rows": 12}]
+    # Numbers have an order, however many there are.
+    found = validation._against({"p3": values, "length": values}, np.arange(32.0), groups, True, 5, 0)
+    assert {one["group"] for one in found["agreement"]} == {None, "one", "two"}
+
+
+def test_an_epoch_scored_in_part_is_said_not_to_be_drawn_evenly(run, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = p3select.validate(run, against="level", resamples=5)
+    for guessed in (0, 3):
+        found["left_out"]["predicted difficulty"] = guessed
+        tables.validation(found)
+        shown = capsys.readouterr().out
+        assert ("3 with predicted difficulty" in shown) == (guessed > 0)
+        assert ("not drawn evenly" in shown) == (guessed > 0)
 
 
 def strict(text):
@@ -217,7 +256,7 @@ def strict(text):
 def test_what_is_not_finite_is_none_and_json_is_json(run, tmp_path, capsys):
     words = ["validate", "--run", str(run.path), "--against", "same", "--resamples", "5"]
     found = p3select.validate(run, against="same", resamples=5)
-    assert (found["agreement"], found["groups_left_out"]) == ([], {"all": 149})
+    assert (found["agreement"], found["groups_left_out"]) == ([], [{"group": None, "rows": 149}])
     assert found["trend"] == {"p3": None, "length": None}
     cli.main([*words, "--json"])
     assert strict(capsys.readouterr().out) == found
@@ -228,8 +267,8 @@ def test_what_is_not_finite_is_none_and_json_is_json(run, tmp_path, capsys):
     level, kind = np.arange(40.0), np.array(["a", "b"] * 20, object)
     both = {"p3": np.random.default_rng(0).random(40), "length": constant}
     ordered = validation._against(both, level, None, True, 5, 0)
-    assert entry(ordered, "all", "length")["spearman"] == [None] * 3
-    assert entry(ordered, "all", "length")["kendall"] == [None] * 3
+    assert entry(ordered, None, "length")["spearman"] == [None] * 3
+    assert entry(ordered, None, "length")["kendall"] == [None] * 3
     assert validation._against(both, kind, None, False, 5, 0)["kruskal"][1]["p"] is None
     cli._print({"loss": float("nan"), "all": [{"worst": float("inf")}, (1.5, -float("inf"))]}, True)
     assert strict(capsys.readouterr().out) == {"loss": None, "all": [{"worst": None}, [1.5, None]]}
@@ -246,6 +285,34 @@ def test_a_drawing_that_cannot_be_written_is_refused_before_the_work(run, tmp_pa
             shown = capsys.readouterr()
             assert shown.out == ""
             assert "no drawing ends so; give a file that ends in .png, .jpg" in shown.err
+
+
+def test_dollars_in_names_are_no_formula(run, tmp_path):
+    found = json.dumps(p3select.validate(run, against="kind", by="source", resamples=5))
+    named = found.replace('"a"', r'"$\\foo$"').replace('"hard"', r'"$\\frac{$"')
+    figures.validation(json.loads(named), tmp_path / "levels.svg")
+    # The picture of ordered values names groups beside its lines.
+    found = json.dumps(p3select.validate(run, against="level", by="source", resamples=5))
+    figures.validation(json.loads(found.replace('"a"', r'"$\\foo$"')), tmp_path / "groups.svg")
+    figures.comparison(compared(["p3", r"p3+share=s=$\foo$:40%", "uniform"]), tmp_path / "compared.svg")
+    assert all((tmp_path / f"{name}.svg").stat().st_size > 1_000 for name in ("levels", "groups", "compared"))
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_results_are_shown_before_they_are_drawn(run, tmp_path, monkeypatch, capsys, as_json):
+    def fails(found, out):
+        raise RuntimeError("cannot be drawn")
+
+    for name in ("validation", "comparison"):
+        monkeypatch.setattr(figures, name, fails)
+    monkeypatch.setattr(p3select, "compare", lambda **_: compared(["p3", "uniform", "full"]))
+    out, flag = str(tmp_path / "x.svg"), ["--json"] * as_json
+    compare = ["compare", "--run", "r", "--epochs", "5", "--budget", "9", "--out", str(tmp_path), "--plot", out, *flag]
+    validate = ["validate", "--run", str(run.path), "--against", "level", "--resamples", "5", "--out", out, *flag]
+    for words, told in ((validate, "spearman" if as_json else "Spearman ρ"), (compare, "uniform")):
+        with pytest.raises(RuntimeError, match="cannot be drawn"):
+            cli.main(words)
+        assert told in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -292,8 +359,8 @@ def test_scores_by_token_are_cut_anew_as_if_scored_by_another_rule(run, tokenize
         other = p3select.Run(tmp_path / rule)
         p3select.score(data, other, scorer=FakeScorer(tokenizer), actions=rule)
         direct = p3select.validate(other, against="level", resamples=5)
-        assert entry(found, "all", f"p3 by {rule}")["spearman"][0] == pytest.approx(
-            entry(direct, "all", "p3")["spearman"][0], abs=1e-9
+        assert entry(found, None, f"p3 by {rule}")["spearman"][0] == pytest.approx(
+            entry(direct, None, "p3")["spearman"][0], abs=1e-9
         )
         for one, same in zip(found["levels"], direct["levels"], strict=True):
             assert one[f"p3 by {rule}"][0] == pytest.approx(same["p3"][0], rel=1e-6)
@@ -335,6 +402,7 @@ def test_bad_input_is_refused(run):
         ({"against": "level", "difficulty": ["hard"]}, "unknown difficulty 'hard'"),
         ({"against": "level", "resamples": 0}, "resamples 0: the intervals need at least 1"),
         ({"resamples": -5}, "resamples -5"),
+        ({"against": "level", "seed": -1}, "seed -1: a whole number from 0"),
     ):
         with pytest.raises(InputError, match=message):
             p3select.validate(run, **options)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,10 @@ from scipy import stats
 
 import p3select
 from benchmarks._machine import machine
-from p3select import figures, index
+from p3select import cli, embeddings, figures, index, kernel, selection, strategies
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -59,16 +63,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
     parser.add_argument("--name", default=None, help="of the result [default: what --on names]")
     options = parser.parse_args(arguments)
-    folder = options.runs / options.on
+    folder, arms = options.runs / options.on, re.split(cli.STRATEGY_ENDS, options.strategies)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{part}.parquet" for part in ("train", "test")]
     for file, source, count in zip(files, FILES[options.on], (options.rows, options.held_out), strict=True):
         if not file.is_file():
             rows = pl.read_parquet(options.data / source).select("id", "prompt", "completion")
             rows.sample(count, seed=0, shuffle=True).write_parquet(file)
+        elif (there := pl.scan_parquet(file).select(pl.len()).collect().item()) != count:
+            raise SystemExit(f"{file}: {there} rows, and {count} are asked for; give another --runs")
     before = machine()
     run = p3select.Run(folder / "first")
-    second = "ifd" in options.strategies.split(",")
+    second = any(arm.partition("+")[0] == "ifd" for arm in arms)
     p3select.score(
         files[0], run, options.model, scorer="transformers", actions=options.actions, ifd=second, show_progress=True
     )
@@ -87,7 +93,7 @@ def main(arguments: list[str]) -> None:
         budget=options.budget,
         epochs=options.epochs,
         out=folder / "compared",
-        strategies=options.strategies.split(","),
+        strategies=arms,
         train=train,
         evaluate=evaluate,
         seeds=[int(seed) for seed in options.seeds.split(",")],
@@ -104,9 +110,10 @@ def main(arguments: list[str]) -> None:
             name: value for name, value in found["trained"].items() if name not in ("train", "evaluate", "model")
         },
     }
+    vectors, trained = np.asarray(embeddings.read(run)[0]), folder / "compared" / "training"
     results["epochs"] = {
-        f"{arm} {seed}": epochs(p3select.Run(folder / "compared" / "training" / arm / f"seed-{seed}"))
-        for arm in options.strategies.split(",")
+        f"{arm} {seed}": epochs(p3select.Run(trained / strategies.folder(arm) / f"seed-{seed}"), vectors)
+        for arm in arms
         for seed in found["trained"]["seeds"]
     }
     file = ROOT / "benchmarks" / "results" / f"training-{options.name or options.on}.json"
@@ -115,26 +122,39 @@ def main(arguments: list[str]) -> None:
     print(file)
 
 
-def epochs(run: p3select.Run) -> list[dict[str, Any]]:
-    """Of each epoch that was scored: the mean difficulty, Spearman's ρ with length and with the epoch before, ``top``.
+def epochs(run: p3select.Run, vectors: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Of each epoch: what became of the difficulties of all rows, and what was selected.
 
-    The last is the share of the selected rows that are among as many hardest eligible ones: 1, and diversity did
-    nothing.
+    Args:
+        run: Of a training.
+        vectors: (n, d) the rows' embeddings.
+
+    Returns:
+        ``epoch``; ``length``, the mean of the selected rows, in scored tokens; ``log_det`` and ``distance`` of the
+        selection (:func:`p3select.selection.diversity`). Of an epoch that was scored: ``difficulty``, the mean of all
+        rows; ``by_length``, its Spearman's ρ with length, and ``before`` with the epoch before. Where the selection
+        goes by p3: ``top``, the share of the selected rows that are among as many hardest eligible ones (1: diversity
+        did nothing), and ``chance``, that of a random draw.
     """
     found: list[dict[str, Any]] = []
     before: Any = None
-    for folder in sorted((run.path / "scores").glob("epoch-*")):
-        table = pl.read_parquet(folder / "*.parquet", columns=["difficulty", "tokens"])
+    for file in sorted((run.path / "index").glob("epoch-*.parquet")):
+        picked, epoch = index.read(file), int(file.stem[-3:])
+        one = {"epoch": epoch, "length": picked.metadata["tokens"] / len(picked)}
+        one |= selection.diversity(vectors[picked.rows], kernel.scale(vectors))
+        found.append(one)
+        if not run.scores(epoch).is_dir():
+            continue
+        table = pl.read_parquet(run.scores(epoch) / "*.parquet", columns=["difficulty", "tokens"])
         now = table["difficulty"].to_numpy()
-        epoch = int(folder.name[-3:])
-        one = {"epoch": epoch, "difficulty": float(now.mean())}
-        one["length"] = float(stats.spearmanr(now, table["tokens"].to_numpy()).statistic)
+        one["difficulty"] = float(now.mean())
+        one["by_length"] = float(stats.spearmanr(now, table["tokens"].to_numpy()).statistic)
         if before is not None:
             one["before"] = float(stats.spearmanr(now, before).statistic)
-        picked = index.read(run.index(epoch))
-        if picked.metadata["difficulty"] == "p3":
-            hardest = np.argsort(-np.where(now <= picked.metadata["lam"], now, -1.0), kind="stable")[: len(picked)]
-            one["top"] = float(np.isin(picked.rows, hardest).mean())
-        found.append(one)
         before = now
+        eligible = now <= picked.metadata["lam"]
+        if picked.metadata["difficulty"] == "p3" and len(picked) < eligible.sum():
+            hardest = np.argsort(-np.where(eligible, now, -1.0), kind="stable")[: len(picked)]
+            one["top"] = float(np.isin(picked.rows, hardest).mean())
+            one["chance"] = len(picked) / int(eligible.sum())
     return found

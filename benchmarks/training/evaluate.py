@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import p3select
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# Commas are of thousands; a number with another one before a digit is no one number.
+NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?!,?\d)(?:\.\d+)?|\.\d+)")
 TOKENS = 200
 """Of an answer; what is longer is cut."""
 TOGETHER = 30
@@ -68,7 +69,7 @@ def answer(text: str) -> str | None:
 
     None where there is neither. Braces may be nested. Of several ``####`` the first counts, as a model goes on after
     its answer. Written in one way: blanks, signs of money and of percent, and commas of thousands count for nothing,
-    nor do ``\left``, ``\right`` and the kinds of ``\frac``; 18.0 is 18.
+    nor do ``\left``, ``\right`` and the kinds of ``\frac``; 18.0 is 18, and .5 is 0.5.
     """
     for start in reversed([match.end() for match in re.finditer(r"\\boxed\{", text)]):
         depth = 1
@@ -84,9 +85,10 @@ def answer(text: str) -> str | None:
 def plain(text: str) -> str:
     """An answer written in one way; see :func:`answer`."""
     text = re.sub(r"\\[!,;: ]|\\?[$%]|\\left|\\right|\s", "", text)
+    text = text.replace("{,}", ",")
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
     text = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", text)
-    if re.fullmatch(r"-?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?", text):
+    if NUMBER.fullmatch(text):
         return f"{float(text.replace(',', '')):.12g}"
     return text
 

@@ -58,13 +58,14 @@ def mirrored(
         peak = max(float(values.max()), 1e-12)
         for low, high, value in zip(edges[:-1], edges[1:], values, strict=True):
             if value:
+                between = f"{low:.3g} to {high:.3g}".replace("-", "−")
                 size = abs(end - base) * value / peak
                 y = base - size if end < base else base
                 pale = color == "bar" and mark is not None and low >= mark[0]
                 parts.append(
                     f'<rect class="{"pale" if pale else color}" x="{_n(at(low) + 0.3)}" y="{_n(y)}" '
                     f'width="{_n(max(at(high) - at(low) - 0.6, 0.5))}" height="{_n(size)}">'
-                    f"<title>{low:.3g} to {high:.3g}: {value:.1%} of {escape(name)}</title></rect>"
+                    f"<title>{between}: {value:.1%} of {escape(name)}</title></rect>"
                 )
         where = 11 if end < base else bottom + 16
         parts.append(_text(_LEFT, where, f"{name}, up to {_percent(peak)}", "soft" if color == "bar" else "hot"))

@@ -120,7 +120,7 @@ def difficulty(epochs: Sequence[Epoch]) -> str:
         lines = [(epoch.number, *(one[2][place] for one in series)) for place, epoch in enumerate(epochs)]
         drawing = drawings.trend(
             "Over epochs: mean difficulty of all rows, of the selected rows, and λ. "
-            + "; ".join(f"epoch {a}: {b:.3f}, {c:.3f}, {d:.3f}" for a, b, c, d in lines[:20]),
+            + "; ".join(f"epoch {number}: {', '.join(map(_read, values))}" for number, *values in lines[:20]),
             [epoch.number for epoch in epochs],
             series,
         )
@@ -244,7 +244,7 @@ def plane(epochs: Sequence[Epoch], x: NDArray[np.float32] | None) -> str:
         )
         note = f"{'all ' if len(rows) == total else f'{len(rows):,} drawn of '}{total:,} selected rows (accent)"
         lines = [
-            (name, len(those), *(f"{value:.4f}" for value in (*those.mean(axis=0), *those.std(axis=0))))
+            (name, len(those), *map(float, (*those.mean(axis=0), *those.std(axis=0))))
             for name, those in (("rows in the background", points[0]), ("selected", own))
         ]
         heads = ("rows", "drawn", "mean, axis 1", "mean, axis 2", "spread, axis 1", "spread, axis 2")
@@ -422,7 +422,7 @@ def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
             for whole, color in zip(wholes, ("bar", "accent"), strict=False)
         ]
         about = (
-            f"{share:.0%}: " + ", ".join(f"{line[place]:.3f}" for *_, line in series)
+            f"{share:.0%}: " + ", ".join(_read(line[place]) for *_, line in series)
             for place, share in enumerate(shares)
         )
         colors = " and ".join(f"{name} ({'grey' if color == 'bar' else 'accent'})" for name, color, _ in series)
@@ -574,7 +574,7 @@ def _quarters(first: Values, last: Values) -> str:
 
 
 def _about(parts: Mapping[str, Values]) -> str:
-    return "; ".join(f"{name}: {len(v):,} rows, mean {v.mean():.3f}" for name, v in parts.items() if len(v)) + "."
+    return "; ".join(f"{name}: {len(v):,} rows, mean {_read(v.mean())}" for name, v in parts.items() if len(v)) + "."
 
 
 def _listed(lines: Sequence[tuple[str, float, float | None, str]]) -> str:
@@ -596,6 +596,11 @@ def _known(values: Values) -> Values:
 
 def _mean(values: Values) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def _read(value: float) -> str:
+    """A number in the text that says what a figure shows; – where there is none."""
+    return "–" if np.isnan(value) else signatures.signed(value, ".3f")
 
 
 def _policy(epoch: Epoch) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ def html(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
     Args:
         head: Names of the columns.
-        lines: Their values; numbers stand to the right, and long texts are broken into lines. The first of each names
-            its line.
+        lines: Their values, NaN where there is none; numbers stand to the right, and long texts are broken into lines.
+            The first of each names its line.
     """
     top = "".join(f'<th scope="col"{_side(lines, place)}>{escape(name)}</th>' for place, name in enumerate(head))
     body = "".join(
@@ -38,6 +39,9 @@ def _side(lines: Sequence[Sequence[Any]], place: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else escape(str(value))
+    if not isinstance(value, int | float):
+        return escape(str(value))
+    if math.isnan(value):
+        return "–"
+    # With a minus for people.
+    return (f"{value:.4f}" if isinstance(value, float) else f"{value:,}").replace("-", "−")
