@@ -174,14 +174,24 @@ def epochs(found: dict[str, list[dict]]) -> str:
 
 def refresh() -> str:
     """What partial re-scoring would have given on the trainings' epochs: of p3 in full, of the others at a quarter."""
-    parts = []
-    for file in sorted(RESULTS.glob("refresh*.json")):
-        one = json.loads(file.read_text(encoding="utf-8"))
-        runs, rows = len(one["runs"]), one["runs"][0]["rows"]
-        about = f"{runs} training{'s' * (runs > 1)}, {rows} rows, {one['seeds']} draws in each"
-        shares = {it["share"] for it in one["results"]} if file.stem == "refresh" else {0.0, 0.25}
-        parts.append(f"**{file.stem}**: {about}.\n\n{rescored([it for it in one['results'] if it['share'] in shares])}")
-    return "\n".join(parts)
+    known = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in RESULTS.glob("refresh*.json")}
+    own = known.pop("refresh")
+    lines = [["", "scored whole up to epoch", "epoch", "ρ, nothing scored", "ρ at 25 %", "Jaccard, nothing", "at 25 %"]]
+    for name, one in sorted(known.items()):
+        share = {(it["whole"], it["epoch"], it["share"]): it for it in one["results"]}
+        title = f"{name} ({ran(one)})"
+        for whole, epoch in dict.fromkeys(key[:2] for key in share):
+            pair = [share[whole, epoch, part] for part in (0.0, 0.25)]
+            values = [f"{it[kind]:.3f}" for kind in ("spearman", "jaccard") for it in pair]
+            lines.append([title, str(whole), str(epoch), *values])
+            title = ""
+    return f"refresh ({ran(own)}):\n\n{rescored(own['results'])}\nAnd of other trainings:\n\n{table(lines)}"
+
+
+def ran(one: dict) -> str:
+    """How much a call of the benchmark looked at."""
+    runs = len(one["runs"])
+    return f"{runs} training{'s' * (runs > 1)}, {one['runs'][0]['rows']} rows, {one['seeds']} draws in each"
 
 
 def rescored(found: list[dict]) -> str:
