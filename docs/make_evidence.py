@@ -157,16 +157,15 @@ def losses(one: dict) -> dict[int, float]:
 def epochs(found: dict[str, list[dict]]) -> str:
     """What became of the difficulties of all rows, and what was selected, by strategy and epoch."""
     heads = ["mean p3", "its ρ with length", "its ρ with the epoch before"]
-    lines = [
-        ["trained by", "epoch", *heads, "length of picks", "their log det / row", "hardest among them (by chance)"]
-    ]
+    of_picks = ["length of picks", "picked before", "their log det / row", "hardest among them (by chance)"]
+    lines = [["trained by", "epoch", *heads, *of_picks]]
     for name in dict.fromkeys(key.rpartition(" ")[0] for key in found):
         runs = [one for key, one in found.items() if key.rpartition(" ")[0] == name]
         for place, some in enumerate(zip(*runs, strict=True)):
-            keys = ("difficulty", "by_length", "before", "length", "log_det", "top", "chance")
+            keys = ("difficulty", "by_length", "before", "length", "again", "log_det", "top", "chance")
             means = {key: sum(one[key] for one in some) / len(some) for key in keys if key in some[0]}
             shown = [number(means[key]) if key in means else "" for key in keys[:3]]
-            shown += [f"{means['length']:.1f}", f"{means['log_det']:.3f}".replace("-", "−")]
+            shown += [f"{means['length']:.1f}", f"{means['again']:.0%}", f"{means['log_det']:.3f}".replace("-", "−")]
             shown += [f"{means['top']:.2f} ({means['chance']:.2f})" if "top" in means else ""]
             lines.append([name if not place else "", str(some[0]["epoch"]), *shown])
     return table(lines)

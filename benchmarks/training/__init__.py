@@ -130,17 +130,20 @@ def epochs(run: p3select.Run, vectors: NDArray[np.float32]) -> list[dict[str, An
         vectors: (n, d) the rows' embeddings.
 
     Returns:
-        ``epoch``; ``length``, the mean of the selected rows, in scored tokens; ``log_det`` and ``distance`` of the
-        selection (:func:`p3select.selection.diversity`). Of an epoch that was scored: ``difficulty``, the mean of all
-        rows; ``by_length``, its Spearman's ρ with length, and ``before`` with the epoch before. Where the selection
-        goes by p3: ``top``, the share of the selected rows that are among as many hardest eligible ones (1: diversity
-        did nothing), and ``chance``, that of a random draw.
+        ``epoch``; ``length``, the mean of the selected rows, in scored tokens; ``again``, the share of them that an
+        earlier epoch selected; ``log_det`` and ``distance`` of the selection (:func:`p3select.selection.diversity`). Of
+        an epoch that was scored: ``difficulty``, the mean of all rows; ``by_length``, its Spearman's ρ with length, and
+        ``before`` with the epoch before. Where the selection goes by p3: ``top``, the share of the selected rows that
+        are among as many hardest eligible ones (1: diversity did nothing), and ``chance``, that of a random draw.
     """
     found: list[dict[str, Any]] = []
     before: Any = None
+    ever: NDArray[np.int64] = np.zeros(0, np.int64)
     for file in sorted((run.path / "index").glob("epoch-*.parquet")):
         picked, epoch = index.read(file), int(file.stem[-3:])
         one = {"epoch": epoch, "length": picked.metadata["tokens"] / len(picked)}
+        one["again"] = float(np.isin(picked.rows, ever).mean())
+        ever = np.union1d(ever, picked.rows)
         one |= selection.diversity(vectors[picked.rows], kernel.scale(vectors))
         found.append(one)
         if not run.scores(epoch).is_dir():
