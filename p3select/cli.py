@@ -461,10 +461,8 @@ def report(as_json: bool, **options: Any) -> None:
 @click.option(
     "--refresh-from",
     type=int,
-    default=3,
-    show_default=True,
     metavar="EPOCH",
-    help="With --refresh: the first epoch that is scored in part.",
+    help="With --refresh: the first epoch that is scored in part. [default: 3]",
 )
 @SELECTING
 @SEED

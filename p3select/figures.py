@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from p3select import index, scores
 from p3select.errors import InputError
+from p3select.validation import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +129,7 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
                 # The colours of the groups are Matplotlib's own, one after the other.
                 color = None if number else CHOSEN
                 panel.errorbar(
-                    places, mean, _arms(mean, low, high), fmt="o", color=color, label=_name(group), capsize=3
+                    places, mean, _arms(mean, low, high), fmt="o", color=color, label=named(group), capsize=3
                 )
             if len(groups) > 1 and measure == "length":
                 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -187,7 +188,7 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
 def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     """Spearman's ρ of every group and measure, a line each, and what is left of it given length."""
     several = len({one["group"] for one in entries}) > 1
-    names = [f"{_name(one['group'])}: {one['measure']}" if several else one["measure"] for one in entries]
+    names = [f"{named(one['group'])}: {one['measure']}" if several else one["measure"] for one in entries]
     for key, color, shift, label in (
         ("spearman", CHOSEN, -0.12, "Spearman's ρ"),
         ("given_length", THRESHOLD, 0.12, "given length"),
@@ -203,10 +204,6 @@ def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_title("agreement, with 95 % intervals", loc="left")
     panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
-
-
-def _name(group: str | None) -> str:
-    return "all rows" if group is None else group
 
 
 def _arms(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -56,7 +56,7 @@ def loop(
     encoder: str | Path | None = None,
     scoring: Mapping[str, Any] | None = None,
     selecting: Mapping[str, Any] | None = None,
-    refresh_from: int = 3,
+    refresh_from: int | None = None,
     seed: int = 0,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -83,8 +83,9 @@ def loop(
         encoder: Of the embeddings; None where the run folder has them, or the selector goes by none.
         scoring: Further arguments of :func:`p3select.score`.
         selecting: Further arguments of :func:`p3select.select`. With ``scores_of=1`` the first epoch alone is scored.
-        refresh_from: With ``refresh`` in ``scoring``, the first epoch, from 2, of which a part is scored; of those
-            before all rows are. The first epoch of training changes difficulties most: docs/evidence.md.
+        refresh_from: With ``refresh`` in ``scoring``, and only then, the first epoch, from 2, of which a part is
+            scored; of those before all rows are. None: epoch 3, as the first epoch of training changes difficulties
+            most (docs/evidence.md).
         seed: Of the selection, and ``{seed}``.
         show_progress: Print what is going on, on stderr.
 
@@ -105,15 +106,7 @@ def loop(
         raise InputError(f"scores_of {once!r}: the first epoch would have no scores; give 1, or leave it out")
     if once is not None and (scoring or {}).get("refresh") is not None:
         raise InputError("refresh is for later epochs, and with scores_of 1 the first alone is scored: leave one out")
-    whole: dict[str, int] = {}
-    if (scoring or {}).get("refresh") is not None:
-        refreshing.refuse({name: (scoring or {}).get(name) for name in ("ifd", "el2n")})
-        if not 2 <= refresh_from <= epochs:
-            raise InputError(
-                f"refresh_from {refresh_from}: of {epochs} epochs one from 2 on is scored in part; give one of these, "
-                "or leave refresh out"
-            )
-        whole["refresh_from"] = refresh_from
+    refresh_from = _refresh_from(scoring or {}, refresh_from, epochs)
     scored = range(1, epochs + 1 if once is None else 2)
     served = (scoring or {}).get("scorer") == "server"
     run = run if isinstance(run, Run) else Run(run)
@@ -135,7 +128,7 @@ def loop(
         "epochs": epochs,
         "budget": str(budget),
         "seed": seed,
-        **whole,
+        **({} if refresh_from is None else {"refresh_from": refresh_from}),
         **_asked(scores.score, {**(scoring or {}), "options": options}, FREE_SCORING),
         **_asked(selection.select, listed, FREE_SELECTING),
     }
@@ -213,9 +206,29 @@ def _score(dataset: Dataset, run: Run, model: str, given: Mapping[str, Any], sho
     return time.monotonic() - clock if about["reused"] < measured else 0.0
 
 
-def _scoring(given: Mapping[str, Any], epoch: int, refresh_from: int) -> dict[str, Any]:
+def _refresh_from(scoring: Mapping[str, Any], given: int | None, epochs: int) -> int | None:
+    """The first epoch that is scored in part; None where none is."""
+    if scoring.get("refresh") is None:
+        if given is not None:
+            raise InputError(f"refresh_from {given}: nothing is scored in part without refresh; leave it out")
+        return None
+    refreshing.refuse({name: scoring.get(name) for name in ("ifd", "el2n")})
+    first = 3 if given is None else given
+    if not 2 <= first <= epochs:
+        raise InputError(
+            f"refresh_from {first}: of {epochs} epochs one from 2 on is scored in part; give one of these, or leave "
+            "refresh out"
+        )
+    return first
+
+
+def _scoring(given: Mapping[str, Any], epoch: int, refresh_from: int | None) -> dict[str, Any]:
     """Arguments of an epoch's scoring: no other run has scored the later ones' weights, which are trained here."""
-    left_out = {"columns", *(["reuse"] if epoch > 1 else []), *(["refresh"] if epoch < refresh_from else [])}
+    left_out = ["columns"]
+    if epoch > 1:
+        left_out.append("reuse")
+    if refresh_from is not None and epoch < refresh_from:
+        left_out.append("refresh")
     return {name: value for name, value in given.items() if name not in left_out}
 
 

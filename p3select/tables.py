@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p3select import progress
+from p3select.validation import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,7 +129,7 @@ def validation(found: Mapping[str, Any]) -> None:
     if found["ordered"]:
         for group in dict.fromkeys(one["group"] for one in found["agreement"]):
             ones = [one for one in found["agreement"] if one["group"] == group]
-            title = f"{_group(group)}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
+            title = f"{named(group)}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
             table = Table(title=title, title_justify="left", box=None, pad_edge=False)
             for name in ("", "Spearman ρ", "Kendall τ", "ρ given length"):
                 table.add_column(name)
@@ -140,15 +141,11 @@ def validation(found: Mapping[str, Any]) -> None:
         out.print(_differences(found["kruskal"]))
     why = "too few or of one value" if found["ordered"] else "too few, of one category or each of another"
     for one in found.get("groups_left_out", []):
-        name = _group(one["group"]) if one["group"] is None else f"group {one['group']}"
+        name = named(one["group"]) if one["group"] is None else f"group {one['group']}"
         out.print(f"{name}: {one['rows']:,} rows, {why}")
     for group in dict.fromkeys(one["group"] for one in found.get("levels", [])):
         ones = [one for one in found["levels"] if one["group"] == group]
         out.print(_levels(ones, found["against"], found["trend"] if found["ordered"] else None))
-
-
-def _group(name: str | None) -> str:
-    return "all rows" if name is None else name
 
 
 def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
@@ -159,14 +156,14 @@ def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for group in dict.fromkeys(one["group"] for one in tests):
         ones = [one for one in tests if one["group"] == group]
-        table.add_row(_group(group), f"{ones[0]['rows']:,}", *(_p(one["p"]) for one in ones))
+        table.add_row(named(group), f"{ones[0]['rows']:,}", *(_p(one["p"]) for one in ones))
     return table
 
 
 def _levels(ones: Sequence[Mapping[str, Any]], column: str, trend: Mapping[str, float | None] | None) -> Table:
     """The means of measures at each level of a group's rows."""
     measures = [name for name in ones[0] if name not in ("group", "level", "rows")]
-    title = f"{_group(ones[0]['group'])}: mean ± half the 95 % interval"
+    title = f"{named(ones[0]['group'])}: mean ± half the 95 % interval"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in (column, "rows", *measures):
         table.add_column(name, justify="right" if name in ("rows", column) else "left")

@@ -201,6 +201,11 @@ def _against(
     return found | {"groups_left_out": left_out}
 
 
+def named(group: str | None) -> str:
+    """A group as it is shown: None is that of all rows."""
+    return "all rows" if group is None else group
+
+
 def _groups(column: pa.ChunkedArray) -> NDArray[Any]:
     """The group of each row: (n,) texts."""
     return np.where(column.is_null().to_numpy(), MISSING, data.text(column))

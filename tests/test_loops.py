@@ -230,6 +230,8 @@ def test_later_epochs_may_be_scored_in_part(tmp_path, gsm8k, smollm2, command):
     assert "refresh" in scores.settings(earlier, 2)
     with pytest.raises(MismatchError, match=r"differs in refresh_from\)"):
         call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, seed=3, refresh_from=2)
+    with pytest.raises(InputError, match="refresh_from 2: nothing is scored in part without refresh"):
+        call(gsm8k, run, smollm2, f"{command} never", refresh_from=2)
     for given in (1, 4):
         with pytest.raises(InputError, match=f"refresh_from {given}: of 3 epochs one from 2 on"):
             call(gsm8k, run, smollm2, f"{command} never", scoring=scoring, seed=3, refresh_from=given)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from p3select.page.tables import signed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -58,7 +60,7 @@ def mirrored(
         peak = max(float(values.max()), 1e-12)
         for low, high, value in zip(edges[:-1], edges[1:], values, strict=True):
             if value:
-                between = f"{low:.3g} to {high:.3g}".replace("-", "−")
+                between = f"{signed(low, '.3g')} to {signed(high, '.3g')}"
                 size = abs(end - base) * value / peak
                 y = base - size if end < base else base
                 pale = color == "bar" and mark is not None and low >= mark[0]

@@ -174,7 +174,7 @@ def change(epochs: Sequence[Epoch], steps: Sequence[Step], dataset: Dataset) -> 
                 name,
                 len(values),
                 f"{(values < 0).mean():.1%}",
-                signatures.signed(values.mean(), "+.4f"),
+                tables.signed(values.mean(), "+.4f"),
                 *_percentiles(values),
             )
             for name, values in parts.items()
@@ -213,7 +213,7 @@ def change(epochs: Sequence[Epoch], steps: Sequence[Step], dataset: Dataset) -> 
         places = places[moved[places] < 0] if "easier" in title else places[moved[places] > 0]
         lines = [
             (int(whole.rows[at]), _brief(dataset, int(whole.rows[at])), float(first[at]), float(last[at]),
-             signatures.signed(moved[at], "+.4f"), "yes" if whole.trained[at] else "no")
+             tables.signed(moved[at], "+.4f"), "yes" if whole.trained[at] else "no")
             for at in places
         ]  # fmt: skip
         table = tables.html(("row", "text", "before", "after", "change", "trained on"), lines)
@@ -481,7 +481,7 @@ def rows(
             )
             about += [f"difficulty {epoch.difficulty[row]:.3f}"]
             about += (
-                [f"mean cosine {signatures.signed(1 - far[row], '.3f')}"]
+                [f"mean cosine {tables.signed(1 - far[row], '.3f')}"]
                 if far is not None and name == "Most atypical"
                 else []
             )
@@ -600,7 +600,7 @@ def _mean(values: Values) -> float:
 
 def _read(value: float) -> str:
     """A number in the text that says what a figure shows; – where there is none."""
-    return "–" if np.isnan(value) else signatures.signed(value, ".3f")
+    return "–" if np.isnan(value) else tables.signed(value, ".3f")
 
 
 def _policy(epoch: Epoch) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from p3select.page import facts
+from p3select.page.tables import signed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,11 +172,6 @@ def _overhead(epochs: Sequence[Epoch], costs: Mapping[str, Mapping[int, Mapping[
         "Score faster (`--scorer vllm`, a GPU, `--option dtype=bfloat16`) or shorter (`--max-length`); select more, "
         "or train more on each selection.",
     )
-
-
-def signed(value: float, form: str = "+.1%") -> str:
-    """A number with its sign, a minus for people."""
-    return f"{value:{form}}".replace("-", "−")
 
 
 def _state(seen: bool, told: bool) -> str:

@@ -31,6 +31,11 @@ def html(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def signed(value: float, form: str = "+.1%") -> str:
+    """A number with its sign, a minus for people."""
+    return f"{value:{form}}".replace("-", "−")
+
+
 def _side(lines: Sequence[Sequence[Any]], place: int) -> str:
     values = [line[place] for line in lines]
     if values and all(isinstance(value, int | float) for value in values):
@@ -43,5 +48,4 @@ def _cell(value: Any) -> str:
         return escape(str(value))
     if math.isnan(value):
         return "–"
-    # With a minus for people.
-    return (f"{value:.4f}" if isinstance(value, float) else f"{value:,}").replace("-", "−")
+    return signed(value, ".4f" if isinstance(value, float) else ",")
