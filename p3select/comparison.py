@@ -25,8 +25,8 @@ from p3select import (
     trainings,
 )
 from p3select import dataset as data
-from p3select.errors import InputError, check_seed
-from p3select.run import Lent, Run, write_json
+from p3select.errors import InputError, MismatchError, check_seed
+from p3select.run import Lent, Run, read_json, write_json
 from p3select.strategies import folder, plain, resolved
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # k-means cells for coverage: at least so many rows for each, and never more cells than this.
 CELL_ROWS = 4
 CELLS = 1_000
+# In the folder of results: what was learned.
+TRAINED = "trained.json"
 
 
 def compare(
@@ -102,13 +104,14 @@ def compare(
         show_progress: Print what is going on, on stderr.
 
     Returns:
-        ``selections``: for each epoch and strategy rows, tokens, shortfall, difficulty (mean, p3), length (mean scored
-        tokens), cells (share of the k-means cells that are hit), near_duplicates (rows with another selected one at a
-        cosine above 0.95), log_det and distance (:func:`p3select.selection.diversity`, for all strategies of as many
-        rows as the smallest selection has), counts (column → value → rows) and shift (column → total variation distance
-        to all rows). ``all``: the same of all scored rows, as far as it can be. ``jaccard``: for each epoch the matrix
-        of rows in common to rows in all. ``distinct``: rows selected in any of the epochs. ``left_out``: strategies
-        that could not be had, and why. ``seconds`` per epoch and strategy, which are not in the file.
+        ``selections``: for each epoch and strategy rows, tokens, pool (rows that were eligible), shortfall, difficulty
+        (mean, p3), length (mean scored tokens), cells (share of the k-means cells that are hit), near_duplicates (rows
+        with another selected one at a cosine above 0.95), log_det and distance
+        (:func:`p3select.selection.diversity`, for all strategies of as many rows as the smallest selection has), counts
+        (column → value → rows) and shift (column → total variation distance to all rows). ``all``: the same of all
+        scored rows, as far as it can be. ``jaccard``: for each epoch the matrix of rows in common to rows in all.
+        ``distinct``: rows selected in any of the epochs. ``left_out``: strategies that could not be had, and why.
+        ``seconds`` per epoch and strategy, which are not in the file.
         With training ``trained``, which is ``trained.json``: ``before``, the evaluation of the first policy; and per
         strategy ``results``, the evaluation's numbers over the seeds (:func:`p3select.trainings.mean`), with
         ``difference``, the same of what each seed has above that of the first strategy; rows and tokens trained and
@@ -117,7 +120,7 @@ def compare(
 
     Raises:
         InputError: Bad options, strategies or data.
-        MismatchError: The query set was embedded otherwise.
+        MismatchError: The query set was embedded otherwise, or ``out`` has trainings of another budget or epochs.
         P3Error: A command failed (what was finished stays), or a training in ``out`` was made otherwise.
     """
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
@@ -137,7 +140,16 @@ def compare(
         run, known.dataset, compared, strategies, budget=budget, queries=queries, per=next(iter(columns), None)
     )
     if asked is not None:
-        trainings.refuse(run, known.dataset, out / "training", arms, seeds, asked, scoring or {})
+        plan = trainings.Plan(run, known.dataset, out / "training", arms, seeds, asked, scoring or {})
+        trainings.refuse(plan)
+    elif (out / TRAINED).is_file():
+        # Results of another comparison, beside which this one's would lie.
+        before = read_json(out / TRAINED)
+        changed = [key for key in ("budget", "epochs") if before[key] != call[key]]
+        if changed:
+            raise MismatchError(
+                f"{out}: has trainings of another comparison (differs in {', '.join(changed)}); give another --out"
+            )
     found: dict[str, Any] = {
         "budget": budget,
         "epochs": epochs,
@@ -167,18 +179,8 @@ def compare(
     write_json(out / "compare.json", found)
     found["seconds"] = seconds
     if asked is not None:
-        found["trained"] = trainings.trained(
-            run,
-            known.dataset,
-            out / "training",
-            arms,
-            seeds,
-            asked,
-            scoring or {},
-            discard=discard,
-            show_progress=show_progress,
-        )
-        write_json(out / "trained.json", found["trained"])
+        found["trained"] = trainings.trained(plan, discard=discard, show_progress=show_progress)
+        write_json(out / TRAINED, found["trained"])
     return found
 
 
@@ -274,7 +276,7 @@ def _measured(known: _Known, epoch: int, picks: Mapping[str, Selection]) -> list
     for name, pick in picks.items():
         rows = np.sort(pick.rows)
         one: dict[str, Any] = {"epoch": epoch, "strategy": name, **_totals(known, table, rows)}
-        one["shortfall"] = pick.metadata["shortfall"]
+        one |= {"pool": pick.summary["pool"], "shortfall": pick.metadata["shortfall"]}
         one["cells"] = len(np.unique(known.cell[rows])) / hit
         vectors = np.asarray(known.vectors[rows])
         one["near_duplicates"] = int(np.count_nonzero(embeddings.twins(vectors))) if len(rows) > 1 else 0

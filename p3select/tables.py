@@ -199,7 +199,7 @@ def comparison(found: Mapping[str, Any]) -> None:
             f"{everything['difficulty']:.4f} in the mean"
         )
         out.print(_selections(ones, found["seconds"][number]["strategies"]))
-        for note in _short_of(ones, found, everything["rows"]):
+        for note in _short_of(ones, found):
             out.print(note)
         out.print(_diverse(ones))
         if ones[0]["shift"]:
@@ -228,13 +228,13 @@ def _selections(ones: Sequence[Mapping[str, Any]], seconds: Mapping[str, float])
     return table
 
 
-def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any], rows: int) -> list[str]:
-    """Which selections are not at an equal budget, and why; of so many rows with a score."""
+def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    """Which selections are not at an equal budget, and why."""
     by: dict[str, list[str]] = {}
     for one in ones:
         if one["shortfall"]:
             given = found["strategies"][one["strategy"]]
-            why = _why_short(given, all_taken=one["rows"] >= rows)
+            why = _why_short(given, all_taken=one["rows"] == one["pool"])
             what = f"{_unit(given.get('budget', found['budget']))} fewer than the budget, as {why}"
             by.setdefault(what, []).append(one["strategy"])
     return [f"short: {what}: {', '.join(names)}" for what, names in by.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,6 +28,20 @@ NEEDED = (("model",), ("out",))
 MARK = "trained.json"
 # Interval of a mean over seeds.
 LEVEL = 0.95
+
+
+class Plan(NamedTuple):
+    """Trainings: the run folder with the first epoch's scores and its rows, where they go, strategies and seeds."""
+
+    run: Run
+    dataset: Dataset
+    folder: Path
+    arms: Strategies
+    seeds: Sequence[int]
+    call: Mapping[str, Any]
+    """What :func:`asked` gave."""
+    scoring: Mapping[str, Any]
+    """Arguments of :func:`p3select.score`."""
 
 
 def asked(
@@ -62,48 +76,22 @@ def asked(
     return call | {"model": policy, "evaluate": evaluate}
 
 
-def refuse(
-    run: Run,
-    dataset: Dataset,
-    folder: Path,
-    arms: Strategies,
-    seeds: Sequence[int],
-    call: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-) -> None:
-    """Refuse a call that :func:`trained` could not go on with; the arguments are its own.
+def refuse(plan: Plan) -> None:
+    """Refuse what :func:`trained` could not go on with.
 
     Raises:
         MismatchError: A training in the folder was made otherwise.
     """
-    for name, arguments in arms.items():
-        made = _made(run, dataset, arguments, call, scoring)
-        for seed in seeds:
-            _record(_place(folder, name, seed), made)
+    for name, arguments in plan.arms.items():
+        for seed in plan.seeds:
+            _record(_place(plan.folder, name, seed), _made(plan, arguments))
 
 
-def trained(
-    run: Run,
-    dataset: Dataset,
-    folder: Path,
-    arms: Strategies,
-    seeds: Sequence[int],
-    call: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    *,
-    discard: bool,
-    show_progress: bool,
-) -> dict[str, Any]:
+def trained(plan: Plan, *, discard: bool, show_progress: bool) -> dict[str, Any]:
     """Train and evaluate by every strategy with every seed; what was finished before is not done again.
 
     Args:
-        run: A run folder with embeddings, and scores of the first epoch.
-        dataset: Its rows.
-        folder: Of the trainings.
-        arms: Arguments of :func:`p3select.select` by strategy.
-        seeds: Of the trainings.
-        call: What :func:`asked` gave.
-        scoring: Arguments of :func:`p3select.score`.
+        plan: The trainings.
         discard: Remove weights that are evaluated.
         show_progress: Print what is going on, on stderr.
 
@@ -114,15 +102,15 @@ def trained(
         P3Error: A command failed.
         MismatchError: A training in the folder was made otherwise.
     """
-    evaluate = call["evaluate"]
-    before = _evaluated(evaluate, call["model"], folder / "before", seeds[0])
+    run, arms, seeds, evaluate = plan.run, plan.arms, plan.seeds, plan.call["evaluate"]
+    before = _evaluated(evaluate, plan.call["model"], plan.folder / "before", seeds[0])
     records = []
     for seed in seeds:  # all strategies with the first one, so that there is something to see early
-        for name, arguments in arms.items():
+        for name in arms:
             if show_progress:
                 progress.say(f"training by {name}, seed {seed}")
             try:
-                one = _arm(run, dataset, folder, (name, arguments, seed), call, scoring, show_progress)
+                one = _arm(plan, name, seed, show_progress)
                 one["results"] = _evaluated(evaluate, one["weights"], Path(one["folder"]), seed)
                 if one["results"].keys() != before.keys():
                     raise InputError(f"the evaluation gave {[*one['results']]}, and {[*before]} before training")
@@ -140,31 +128,23 @@ def trained(
     once = _seconds(records, [name for name in arms if name not in twice]) or _first_pass(run)
     seconds = dict.fromkeys(arms, once) | dict.fromkeys(twice, _seconds(records, twice))
     return {
-        **call,
+        **plan.call,
         "seeds": list(seeds),
         "tokens_a_pass": each,
         "targets_a_pass": int(pc.sum(scores.read(run, 1, ["tokens"]).column("tokens")).as_py()),
         "seconds_a_pass": once,
         "before": before,
         "strategies": [_summed(records, name, tokens[name], seconds[name]) for name in arms],
-        "dataset_fingerprint": dataset.fingerprint,
+        "dataset_fingerprint": plan.dataset.fingerprint,
         "version": __version__,
     }
 
 
-def _arm(
-    run: Run,
-    dataset: Dataset,
-    folder: Path,
-    arm: tuple[str, dict[str, Any], int],
-    call: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    show_progress: bool,
-) -> dict[str, Any]:
+def _arm(plan: Plan, name: str, seed: int, show_progress: bool) -> dict[str, Any]:
     """One strategy's training with one seed; what was done before is not done again."""
-    name, arguments, seed = arm
-    lent = Lent(_place(folder, name, seed), run, scored=False)
-    made = _made(run, dataset, arguments, call, scoring)
+    run, call, arguments = plan.run, plan.call, plan.arms[name]
+    lent = Lent(_place(plan.folder, name, seed), run, scored=False)
+    made = _made(plan, arguments)
     record = _record(lent.path, made)
     if record is not None:
         return record
@@ -172,14 +152,14 @@ def _arm(
     if strategies.unscored(arguments):  # the first policy's scores serve it, which everybody has
         passes, selecting["scores_of"] = 0, 1
     done = loops.loop(
-        dataset,
+        plan.dataset,
         lent,
         call["model"],
         epochs=call["epochs"],
         budget=selecting.pop("budget", call["budget"]),
         train=call["train"],
         to=call["to"],
-        scoring=_scoring(run, dataset, arguments.get("difficulty")) | dict(scoring),
+        scoring=_scoring(plan, arguments.get("difficulty")) | dict(plan.scoring),
         selecting=selecting,
         seed=seed,
         show_progress=show_progress,
@@ -205,17 +185,15 @@ def _place(folder: Path, name: str, seed: int) -> Path:
     return folder / strategies.folder(name) / f"seed-{seed}"
 
 
-def _made(
-    run: Run, dataset: Dataset, arguments: Mapping[str, Any], call: Mapping[str, Any], scoring: Mapping[str, Any]
-) -> dict[str, Any]:
+def _made(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a training depends on, but for its seed."""
     return {
-        **{key: value for key, value in call.items() if key != "evaluate"},
-        "scoring": {key: str(value) for key, value in scoring.items() if value},
+        **{key: value for key, value in plan.call.items() if key != "evaluate"},
+        "scoring": {key: str(value) for key, value in plan.scoring.items() if value},
         "selecting": strategies.plain(arguments),
-        "dataset": dataset.fingerprint,
-        "embeddings": embeddings.read(run)[1],
-        "scores": scores.fingerprint(run, 1),
+        "dataset": plan.dataset.fingerprint,
+        "embeddings": embeddings.read(plan.run)[1],
+        "scores": scores.fingerprint(plan.run, 1),
     }
 
 
@@ -230,18 +208,18 @@ def _record(place: Path, made: Mapping[str, Any]) -> dict[str, Any] | None:
     return record
 
 
-def _scoring(run: Run, dataset: Dataset, difficulty: str | None) -> dict[str, Any]:
+def _scoring(plan: Plan, difficulty: str | None) -> dict[str, Any]:
     """How the rows were scored under the first policy, so that these scores can be taken over; for a difficulty alone.
 
     What another difficulty needs besides is not paid for.
     """
-    settings, rows = scores.settings(run, 1), scores.read(run, 1, ["tokens"]).num_rows
+    settings, rows = scores.settings(plan.run, 1), scores.read(plan.run, 1, ["tokens"]).num_rows
     return {
         **tokenised.rules(settings),
         "shard_rows": settings["shard_rows"],
         **{name: name == difficulty for name in ("ifd", "el2n")},
-        "limit": None if rows == len(dataset) else rows,
-        "reuse": run,
+        "limit": None if rows == len(plan.dataset) else rows,
+        "reuse": plan.run,
     }
 
 

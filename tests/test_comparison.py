@@ -302,9 +302,10 @@ def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
     assert {*found["left_out"]} == {"static", "ifd", "rds"}
     values = table(with_el2n, 1)["el2n"].to_numpy()
     assert picked(tmp_path / "out", "el2n", 1).tolist() == np.argsort(-values, kind="stable")[:10].tolist()
-    assert trainings._scoring(with_el2n, with_el2n.dataset(), "el2n")["el2n"] is True
+    plan = trainings.Plan(with_el2n, with_el2n.dataset(), tmp_path, {}, [0], {}, {})
+    assert trainings._scoring(plan, "el2n")["el2n"] is True
     # What others do not go by is not paid for.
-    assert trainings._scoring(with_el2n, with_el2n.dataset(), None)["el2n"] is False
+    assert trainings._scoring(plan, None)["el2n"] is False
 
 
 def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
@@ -523,7 +524,12 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
         p3select.compare(base, out=out, scoring=SCORING, **commands(), **(TRAINED | {"budget": 9}))
     with pytest.raises(InputError, match="refresh: strategies are compared on scores of all rows"):
         p3select.compare(base, out=out, scoring={**SCORING, "refresh": "50%"}, **commands(), **TRAINED)
+    with pytest.raises(P3Error, match=r"has trainings of another comparison \(differs in budget, epochs\)"):
+        p3select.compare(base, out=out, budget=9, epochs=1)
     assert (out / "compare.json").read_bytes() == compared
+    # Without trainings what was learned stays beside the same selections.
+    p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs", "strategies")})
+    assert ((out / "trained.json").read_bytes(), (out / "compare.json").read_bytes()) == (before[0], compared)
     # Nor is a training of other selections taken for one of these.
     p3select.embed(base.info()["dataset"]["paths"][0], base, FakeEncoder(), text="both", overwrite=True)
     with pytest.raises(P3Error, match=r"p3.seed-0: made otherwise \(differs in embeddings\)"):

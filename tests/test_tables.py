@@ -18,8 +18,8 @@ def compared(names, budget=1000, short=(), **given):
     """As compare gives it, of selections at random; the second and the third are the same."""
     masks = np.random.default_rng(0).random((len(names), 7500)) < 0.13
     masks[2] = masks[1]
-    one = {"epoch": 1, "rows": 1_000, "tokens": 234_567, "length": 234.5, "difficulty": 0.7654, "cells": 0.7,
-           "near_duplicates": 1_234, "log_det": -0.4321, "distance": 0.5678,
+    one = {"epoch": 1, "rows": 1_000, "pool": 3_750, "tokens": 234_567, "length": 234.5, "difficulty": 0.7654,
+           "cells": 0.7, "near_duplicates": 1_234, "log_det": -0.4321, "distance": 0.5678,
            "shift": {"source": 0.101, "level": 0.202, "subject": 0.303}}  # fmt: skip
     return {
         "budget": budget,
@@ -108,8 +108,8 @@ def test_a_selection_short_of_the_budget_is_told(monkeypatch, capsys):
         "short: rows fewer than the budget, as no more rows are eligible: full",
         "short: tokens fewer than the budget, as the limits let no more in: uniform+per=source",
     ]
-    # Where all rows are taken it is not the limits that keep any out.
-    found["selections"][-1]["rows"] = found["all"][0]["rows"]
+    # Where all that are eligible are taken it is not the limits that keep any out.
+    found["selections"][-1]["pool"] = found["selections"][-1]["rows"]
     lines = shown(found, 80, monkeypatch, capsys)
     assert "as no more rows are eligible: p3, rds, uniform+per=source" in "".join(lines)
     assert not [line for line in lines if "limits" in line]
