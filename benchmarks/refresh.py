@@ -3,7 +3,7 @@
 Nothing is scored; see :mod:`p3select.tradeoff`. Printed for each epoch and share of the tokens, as the mean over draws
 and runs: Spearman's ρ with the difficulties of the full re-score, over all rows and over those that are predicted; the
 Jaccard index of the eligible rows; the error, and the one that is claimed. Beside them: a share of 0, which is to go on
-with the first epoch's scores.
+with the scores of the last epoch that was scored whole.
 """
 
 from __future__ import annotations

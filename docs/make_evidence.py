@@ -59,13 +59,21 @@ def groups() -> str:
 
 def rules() -> str:
     """The same of p3 by the rules that cut actions."""
-    lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), "line and whole agree", "line and token"]]
+    lines = [
+        [
+            "data",
+            *(rule.removeprefix("p3 by ") for rule in RULES),
+            "line and sentence agree",
+            "line and token",
+            "line and whole",
+        ]
+    ]
     for name, one in found().items():
         part = one["rules"]
         all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] is None}
         names = part["between"]["measures"]
         line = part["between"]["spearman"][names.index("p3 by line")]
-        same = (number(line[names.index(f"p3 by {rule}")]) for rule in ("whole", "token"))
+        same = (number(line[names.index(f"p3 by {rule}")]) for rule in ("sentence", "token", "whole"))
         values = (interval(all_of[rule]["spearman"]) if rule in all_of else "–" for rule in RULES)
         lines.append([SETS[name], *values, *same])
     return table(lines)

@@ -74,9 +74,11 @@ def compare(
 
     With ``train`` and ``evaluate``: for each strategy and seed the whole loop (:func:`p3select.loop`) in
     ``out/training/STRATEGY/seed-0``, the rows scored under the first policy taken over from ``run``, then the
-    evaluation of the last weights; results in ``out/trained.json``. Every step that was finished is kept: the same call
-    goes on where an earlier one ended. Steps of the optimiser are the command's: for equal steps with ``full`` it has
-    to stop there.
+    evaluation of the last weights; results, of the call's strategies, in ``out/trained.json``. Every step that was
+    finished is kept: the same call goes on where an earlier one ended. Steps of the optimiser are the command's: for
+    equal steps with ``full`` it has to train on a part of the rows, such as the e-th of one order of its own (as
+    benchmarks/training/train.py does). The first rows of ``full``'s file are no such part: their order is drawn anew in
+    each epoch, as that of ``uniform``.
 
     Args:
         run: A run folder with embeddings, and scores of at least one epoch; with ``train``, of the first.
@@ -120,7 +122,7 @@ def compare(
 
     Raises:
         InputError: Bad options, strategies or data.
-        MismatchError: The query set was embedded otherwise, or ``out`` has trainings of another budget or epochs.
+        MismatchError: The query set was embedded otherwise, or ``out`` has trainings of other data, budget or epochs.
         P3Error: A command failed (what was finished stays), or a training in ``out`` was made otherwise.
     """
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
@@ -142,14 +144,14 @@ def compare(
     if asked is not None:
         plan = trainings.Plan(run, known.dataset, out / "training", arms, seeds, asked, scoring or {})
         trainings.refuse(plan)
-    elif (out / TRAINED).is_file():
-        # Results of another comparison, beside which this one's would lie.
+    if (out / TRAINED).is_file():
+        # Results of another comparison, which this one's would lie beside, or replace.
         before = read_json(out / TRAINED)
-        changed = [key for key in ("budget", "epochs") if before[key] != call[key]]
+        own = {"budget": budget, "epochs": epochs, "dataset_fingerprint": known.dataset.fingerprint}
+        changed = [name for name, value in own.items() if before[name] != value]
         if changed:
-            raise MismatchError(
-                f"{out}: has trainings of another comparison (differs in {', '.join(changed)}); give another --out"
-            )
+            why = f"has trainings of another comparison (differs in {', '.join(changed)})"
+            raise MismatchError(f"{out}: {why}; give another --out")
     found: dict[str, Any] = {
         "budget": budget,
         "epochs": epochs,
@@ -164,11 +166,14 @@ def compare(
         "scores_fingerprints": {str(one): scores.fingerprint(run, one) for one in compared},
         "version": __version__,
     }
-    for name in arms:  # of an earlier call, by which fresh would go
-        shutil.rmtree(out / "selections" / folder(name) / "index", ignore_errors=True)
+    # Selections of an earlier call stay until all of these are made.
+    made = out / ".selections"
+    shutil.rmtree(made, ignore_errors=True)
     seconds, ever = [], np.zeros((len(arms), len(known.dataset)), np.bool_)
     for one in compared:
-        picks, taken = _select(known, arms, out, one, {"epochs": epochs, "budget": budget, "seed": seed}, show_progress)
+        picks, taken = _select(
+            known, arms, made, one, {"epochs": epochs, "budget": budget, "seed": seed}, show_progress
+        )
         seconds.append({"epoch": one, "strategies": taken})
         found["all"].append({"epoch": one} | _everything(known, one))
         found["selections"] += _measured(known, one, picks)
@@ -176,6 +181,8 @@ def compare(
         found["jaccard"].append({"epoch": one, "values": jaccard(masks).tolist()})
         ever |= masks
     found["distinct"] = dict(zip(arms, ever.sum(axis=1).tolist(), strict=True))
+    shutil.rmtree(out / "selections", ignore_errors=True)
+    made.rename(out / "selections")
     write_json(out / "compare.json", found)
     found["seconds"] = seconds
     if asked is not None:
@@ -223,12 +230,12 @@ def _epochs(run: Run, epoch: int | None, epochs: int) -> list[int]:
 
 
 def _select(
-    known: _Known, arms: Strategies, out: Path, epoch: int, given: Mapping[str, Any], show_progress: bool
+    known: _Known, arms: Strategies, place: Path, epoch: int, given: Mapping[str, Any], show_progress: bool
 ) -> tuple[dict[str, Selection], dict[str, float]]:
     """Each strategy's selection for an epoch, and the seconds that it took."""
     picks, seconds = {}, {}
     for name, arguments in arms.items():
-        lent = Lent(out / "selections" / folder(name), known.run, scored=True)
+        lent = Lent(place / folder(name), known.run, scored=True)
         lent.bind(known.dataset)
         clock = time.monotonic()
         # What fresh goes by, where only a later epoch is compared.

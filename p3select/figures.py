@@ -109,6 +109,8 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
         drawing = Figure(figsize=(sum(widths), height), layout="constrained")
         panels = drawing.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         title = f"{found['rows']:,} rows, epoch {found['epoch']}"
+        if "p3" in found["spread"]:
+            title += f", actions: {found['scores']['actions']}"
         drawing.suptitle(title if found["against"] is None else f"{found['against']}, {title}", fontweight="bold")
         if agreement:
             _agreement(panels[0], agreement)

@@ -629,6 +629,8 @@ def scored_rows(table: pa.Table, kind: str, folder: Path) -> NDArray[np.int64]:
 
 def refuse_without(table: pa.Table, kind: str, folder: Path) -> None:
     """Refuse a kind of difficulty of which a table of scores has not what it is made of; the rest is as above."""
+    if kind not in (*difficulties.KINDS, "el2n"):
+        raise InputError(f"unknown difficulty {kind!r}: choose one of {', '.join(difficulties.KINDS)}, el2n")
     if {"ifd": "alone_tokens", "el2n": "el2n"}.get(kind, "difficulty") not in table.column_names:
         raise InputError(f"{folder}: scored without --{kind}, which the difficulty {kind} needs; score again with it")
 

@@ -56,7 +56,7 @@ STRATEGIES: Strategies = {
 """Name → arguments of :func:`p3select.select`, ``rds`` (RDS+) being bound to its queries.
 
 ``uniform`` draws anew in each epoch (RS2: Okanovic et al., ICLR 2024, arXiv 2305.18424); ``static`` scores once;
-``full`` takes every row, whatever the budget.
+``full`` takes every row, whatever the budget, in a new order each epoch, whose first rows are those of ``uniform``.
 """
 
 # Ablations of P3, which weigh gain against tokens as it does. The others are as published: by their score alone.
@@ -116,6 +116,10 @@ def resolved(
             left_out[name] = lack
         else:
             raise InputError(f"strategy {name}: {lack}")
+    places = [folder(name) for name in found]
+    twice = [name for name in found if places.count(folder(name)) > 1]
+    if twice:
+        raise InputError(f"strategies {' and '.join(twice)}: they would have one folder; compare them one by one")
     return found, left_out
 
 
@@ -167,7 +171,7 @@ def _lack(
         return f"epoch {in_part[0]} was scored in part (--refresh), and p3 alone is predicted: score all of its rows"
     if selector == "rds" and queries is None:
         return "it needs a query set: give --queries, another run folder or COLUMN=VALUE"
-    if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str):
+    if constraints.budget_tokens(arguments.get("budget", budget)) and isinstance(selector, str) and selector != "auto":
         function = rds if selector == "rds" else selectors.find(selector)
         if "limits" not in inspect.signature(function).parameters:
             return "its selector takes no budget in tokens: give one in rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p3select import progress
-from p3select.validation import named
+from p3select.validation import LEVELS, named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,6 +122,8 @@ def validation(found: Mapping[str, Any]) -> None:
     if found["against"] is not None:
         head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
     head.add_row("rows", f"{found['rows']:,}; left out: {left or 'none'}")
+    if "p3" in found["spread"]:
+        head.add_row("actions", f"{found['scores']['actions']}, as the rows were scored")
     if found["left_out"].get("predicted difficulty"):
         drawn = "not drawn evenly: those near the threshold and short ones are likelier. Score all rows for this"
         head.add_row("measured rows", drawn)
@@ -143,6 +146,8 @@ def validation(found: Mapping[str, Any]) -> None:
     for one in found.get("groups_left_out", []):
         name = named(one["group"]) if one["group"] is None else f"group {one['group']}"
         out.print(f"{name}: {one['rows']:,} rows, {why}")
+    if found["against"] is not None and "levels" not in found:
+        out.print(f"{found['against']} has more than {LEVELS} values: no means of each")
     for group in dict.fromkeys(one["group"] for one in found.get("levels", [])):
         ones = [one for one in found["levels"] if one["group"] == group]
         out.print(_levels(ones, found["against"], found["trend"] if found["ordered"] else None))
@@ -362,9 +367,12 @@ def _with_interval(values: Sequence[float | None]) -> str:
 
 def _with_half(values: Sequence[float | None]) -> str:
     value, low, high = values
-    digits = _digits(value)
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:.{digits}f}"
-    return f"{value:.{digits}f}{half}"
+    if low is None or high is None:
+        return f"{value:.{_digits(value)}f}"
+    half = (high - low) / 2
+    # Two digits of what is not sure, and no fewer of it than of a number alone.
+    digits = _digits(value) if half == 0 else max(_digits(value), 1 - math.floor(math.log10(half)))
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
 
 
 def _short(value: float | None, digits: int | None = None) -> str:

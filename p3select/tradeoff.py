@@ -47,15 +47,16 @@ def tradeoff(
     """Predict every epoch after the first from some of its difficulties, at some costs.
 
     Args:
-        run: A run folder with two or more epochs that were scored whole.
+        run: A run folder of which the first two epochs or more were scored whole.
         shares: Of the tokens, each above 0 and below 1, or such as ``"25%"``.
         seeds: Draws of the rows to measure, over which means are taken.
         rows: Look at so many rows at most, drawn from all; None for all.
         pace: The schedule of the threshold; None for the one that the run's indices were made with.
-        epochs: T of ``pace``; None for as many as are scored.
+        epochs: T of ``pace``; None for as many as are looked at.
 
     Returns:
-        ``rows``; ``epochs``, how many are scored; ``cost``, which tokens shares are of; ``embedded``, whether
+        ``rows``; ``epochs``, how many are looked at: those before the first one that was itself
+        predicted in part, or scored by other rules; ``cost``, which tokens shares are of; ``embedded``, whether
         embeddings are among the predictors; ``cases``, what each draw gave;
         ``results``, these :func:`averaged`: by ``whole`` (the last epoch that is taken as scored whole), ``epoch``
         (after it) and ``share`` (0: to score nothing, and go on with the scores of epoch ``whole``), the means over
@@ -66,8 +67,7 @@ def tradeoff(
         why rows were too few in others.
 
     Raises:
-        InputError: Fewer than two epochs, an epoch that was itself predicted in part or scored by other rules, or a
-            share out of range.
+        InputError: Fewer than two such epochs, or a share out of range.
     """
     parts = [refreshing.fraction(share) for share in shares]
     tables = _whole(run)
@@ -131,17 +131,19 @@ def averaged(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _whole(run: Run) -> list[pa.Table]:
-    """The difficulties of the epochs, from the first one on."""
+    """The difficulties of the epochs from the first one on, up to one that cannot be compared with."""
     tables: list[pa.Table] = []
-    rules = []
     while shards.manifest(run.scores(len(tables) + 1)) is not None:
         epoch = len(tables) + 1
-        settings = scores.settings(run, epoch)
+        settings, why = scores.settings(run, epoch), None
         if "refresh" in settings:
-            raise InputError(f"epoch {epoch} was itself predicted in part, so there is nothing to compare with")
-        rules.append(tokenised.rules(settings))
-        if rules[-1] != rules[0]:
-            raise InputError(f"epoch {epoch} was scored by other rules than epoch 1")
+            why = "was itself predicted in part, so there is nothing to compare with"
+        elif tokenised.rules(settings) != tokenised.rules(scores.settings(run, 1)):
+            why = "was scored by other rules than epoch 1"
+        if why is not None and epoch <= 2:
+            raise InputError(f"epoch {epoch} {why}")
+        if why is not None:
+            break
         tables.append(scores.read(run, epoch, ["difficulty"]))
     if len(tables) < 2:
         raise InputError(f"{len(tables)} of the first two epochs are scored, and both are needed")

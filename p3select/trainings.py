@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -263,7 +264,9 @@ def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, 
         )
     if not out.is_file():
         raise InputError(f"{out}: not there, after the command that was to write it: {command}")
-    results = read_json(out)
+    results: Any = None
+    with suppress(InputError):
+        results = read_json(out)
     numbers = isinstance(results, dict) and results
     bad = [name for name, value in results.items() if not _finite(value)] if numbers else []
     if not numbers or bad:

@@ -199,6 +199,30 @@ def test_the_same_call_gives_the_same_bytes_and_leaves_the_run_alone(found, run,
     assert [*other["strategies"]] == ["uniform", "p3"]
 
 
+def test_a_refused_call_leaves_the_selections_of_the_one_before(run, tmp_path):
+    options = {"epochs": 4, "epoch": 2, "out": tmp_path}
+    p3select.compare(run, budget=BUDGET, strategies=["p3", "uniform"], **options)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for wrong in ({"budget": "5tok"}, {"budget": BUDGET, "strategies": ["p3", "p3+scale=-1"]}):
+        with pytest.raises(InputError, match="strategy p3"):
+            p3select.compare(run, **({"strategies": ["p3"]} | wrong), **options)
+        assert {path: path.read_bytes() for path in files} == files
+    p3select.compare(run, budget=BUDGET, strategies=["longest"], **options)
+    assert [path.name for path in (tmp_path / "selections").iterdir()] == ["longest"]
+
+
+def test_the_default_selector_takes_a_budget_in_tokens_by_its_name_too(run, tmp_path):
+    names = ["p3", "p3+selector=auto"]
+    p3select.compare(run, budget="2ktok", epochs=4, epoch=2, out=tmp_path, strategies=names)
+    assert picked(tmp_path, names[0], 2).tolist() == picked(tmp_path, names[1], 2).tolist()
+
+
+def test_strategies_of_one_folder_are_refused(run, tmp_path):
+    names = ["p3+pace=linear:50:95", "p3+pace=linear-50-95"]
+    with pytest.raises(InputError, match=r"pace=linear:50:95 and p3.pace=linear-50-95: they would have one folder"):
+        p3select.compare(run, budget=BUDGET, epochs=4, epoch=2, out=tmp_path / "out", strategies=names)
+
+
 def test_selections_can_be_exported(found, tmp_path):
     p3select.export(found[0] / "selections" / "p3", epoch=1, to="jsonl", out=tmp_path / "p3.jsonl")
     assert len((tmp_path / "p3.jsonl").read_text().splitlines()) == BUDGET
@@ -524,9 +548,15 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
         p3select.compare(base, out=out, scoring=SCORING, **commands(), **(TRAINED | {"budget": 9}))
     with pytest.raises(InputError, match="refresh: strategies are compared on scores of all rows"):
         p3select.compare(base, out=out, scoring={**SCORING, "refresh": "50%"}, **commands(), **TRAINED)
-    with pytest.raises(P3Error, match=r"has trainings of another comparison \(differs in budget, epochs\)"):
-        p3select.compare(base, out=out, budget=9, epochs=1)
     assert (out / "compare.json").read_bytes() == compared
+    for changed in ({"budget": 9}, {"train": None, "evaluate": None, "budget": 9}):
+        with pytest.raises(P3Error, match=r"has trainings of another comparison \(differs in budget\)"):
+            p3select.compare(base, out=out, **(commands() | TRAINED | {"strategies": ["longest"]} | changed))
+    learned = json.loads((out / "trained.json").read_text())
+    (out / "trained.json").write_text(json.dumps(learned | {"dataset_fingerprint": "another"}))
+    with pytest.raises(P3Error, match=r"differs in dataset_fingerprint"):
+        p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs")})
+    (out / "trained.json").write_bytes(before[0])
     # Without trainings what was learned stays beside the same selections.
     p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs", "strategies")})
     assert ((out / "trained.json").read_bytes(), (out / "compare.json").read_bytes()) == (before[0], compared)
@@ -555,6 +585,8 @@ def test_what_failed_is_said_and_what_was_done_stays(base, tmp_path, commands, c
     assert len(marks) == 2
     with pytest.raises(InputError, match="'loss' is no finite number"):
         p3select.compare(base, **options, **commands(wanted="text"))
+    with pytest.raises(InputError, match="no object of numbers; the evaluation has to write such as"):
+        p3select.compare(base, **options, **(commands() | {"evaluate": "echo loss of {model} > {out}"}))
     with pytest.raises(InputError, match=r"evaluation.json: not there, after the command"):
         p3select.compare(base, **options, **commands(wanted="nothing"))
     found = p3select.compare(base, **options, **commands())["trained"]

@@ -511,5 +511,9 @@ def test_what_less_would_have_given(tmp_path, first, second, gsm8k, tokenizer):
     refresh(run, gsm8k, Smooth(tokenizer, 1))
     with pytest.raises(InputError, match="epoch 2 was itself predicted in part"):
         tradeoff(run)
+    # Of a later one those before it can be told.
+    run = copied(second, tmp_path / "later")
+    refresh(run, gsm8k, Smooth(tokenizer, 2), epoch=3)
+    assert tradeoff(run, shares=[0.4], seeds=2, rows=150) == found
     few = tradeoff(second, shares=[0.02], seeds=1)["results"]
     assert "comes to" in few[1]["failed"]

@@ -1,8 +1,10 @@
-"""The benchmark of trainings: what counts as a right answer."""
+"""The benchmark of trainings: which rows are trained on, and what counts as a right answer."""
 
+import numpy as np
 import pytest
 
 from benchmarks.training.evaluate import answer
+from benchmarks.training.train import part
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,20 @@ from benchmarks.training.evaluate import answer
 )
 def test_the_final_answer_is_found(text, found):
     assert answer(text) == found
+
+
+def test_full_is_trained_on_each_row_once():
+    rows = [{"id": f"row-{number}"} for number in range(200)]
+    # As uniform orders them: anew in each epoch.
+    orders = [np.random.default_rng([3, epoch]).permutation(200) for epoch in range(1, 5)]
+    parts = [part([rows[row] for row in order], 50, epoch, 3) for epoch, order in enumerate(orders, 1)]
+    assert [len(one) for one in parts] == [50] * 4
+    assert {row["id"] for one in parts for row in one} == {row["id"] for row in rows}
+    assert [row["id"] for row in parts[0]] != [row["id"] for row in part(rows, 50, 1, 4)]
+
+
+def test_what_others_select_is_trained_on_whole():
+    rows = [{"id": f"row-{number}"} for number in range(50)]
+    first, second = (part(rows, 50, epoch, 0) for epoch in (1, 2))
+    assert {row["id"] for row in first} == {row["id"] for row in second} == {row["id"] for row in rows}
+    assert first != second

@@ -248,6 +248,34 @@ def test_an_epoch_scored_in_part_is_said_not_to_be_drawn_evenly(run, monkeypatch
         assert ("not drawn evenly" in shown) == (guessed > 0)
 
 
+def test_the_table_says_by_which_actions_and_why_there_are_no_levels(run, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    tables.validation(p3select.validate(run, against="level", resamples=5))
+    shown = capsys.readouterr().out
+    assert "line, as the rows were scored" in shown
+    assert "no means of each" not in shown
+    found = p3select.validate(run, against="level", difficulty=[], actions=["whole"], resamples=5)
+    del found["levels"]
+    tables.validation(found)
+    shown = capsys.readouterr().out
+    assert "as the rows were scored" not in shown
+    assert "level has more than 20 values: no means of each" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([0.5, 0.4, 0.6], "0.500 ± 0.100"),
+        ([0.99961, 0.99948, 0.99974], "0.99961 ± 0.00013"),
+        ([92.31, 90.0, 94.0], "92.3 ± 2.0"),
+        ([1.0, 1.0, 1.0], "1.000 ± 0.000"),
+        ([3.0, None, None], "3.000"),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_interval_needs(values, shown):
+    assert tables._with_half(values) == shown
+
+
 def strict(text):
     """JSON as it is defined: without NaN and Infinity."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))

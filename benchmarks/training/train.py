@@ -3,7 +3,8 @@
     python train.py MODEL DATA OUT --epoch 2 --epochs 4 --seed 0 --rows 50
 
 The optimiser's state lies beside the weights, and the rate falls along one line through all epochs. Of data with more
-rows than ``--rows`` (the strategy full) epoch e takes the e-th part of one order: as many steps as the others.
+rows than ``--rows`` (the strategy full) epoch e takes the e-th part of one order, so that each row is seen once, in as
+many steps as the others.
 
 ``seen.json``, in the folder of OUT, has the log-probabilities of each row's targets as they were in its step.
 """
@@ -39,13 +40,9 @@ def main() -> None:
         optimizer.load_state_dict(torch.load(options.model / STATE, weights_only=True))
 
     rows = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()]
-    if len(rows) > options.rows:
-        order = np.random.default_rng(options.seed).permutation(len(rows))
-        order = order[(options.epoch - 1) * options.rows : options.epoch * options.rows]
-    else:
-        order = np.random.default_rng([options.seed, options.epoch]).permutation(len(rows))
-    if len(order) != options.rows:
-        raise SystemExit(f"{options.data}: {len(order)} rows for epoch {options.epoch}, not {options.rows}")
+    rows = part(rows, options.rows, options.epoch, options.seed)
+    if len(rows) != options.rows:
+        raise SystemExit(f"{options.data}: {len(rows)} rows for epoch {options.epoch}, not {options.rows}")
     steps = -(-options.rows // options.batch)
     total, seen = steps * options.epochs, []
     for number in range(steps):
@@ -54,7 +51,7 @@ def main() -> None:
         rate = options.rate * min((at + 1) / warm, (total - at) / (total - warm + 1))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        picked = [rows[row] for row in order[number * options.batch : (number + 1) * options.batch]]
+        picked = rows[number * options.batch : (number + 1) * options.batch]
         encoded = [encode(row, tokenizer) for row in picked]
         count, loss = sum(len(targets) for _, targets in encoded), 0.0
         # One by one: no padding, and logits of targets alone.
@@ -74,6 +71,16 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     if options.epoch < options.epochs:
         torch.save(optimizer.state_dict(), options.out / STATE)
+
+
+def part(rows: list[dict[str, str]], count: int, epoch: int, seed: int) -> list[dict[str, str]]:
+    """The rows of an epoch in the order that they are trained on: all, or of more than count the epoch's part."""
+    if len(rows) <= count:
+        return [rows[place] for place in np.random.default_rng([seed, epoch]).permutation(len(rows))]
+    # The file of full has another order in each epoch, whose first rows are those that uniform draws.
+    rows = sorted(rows, key=lambda row: row["id"])
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return [rows[place] for place in order[(epoch - 1) * count : epoch * count]]
 
 
 def encode(row: dict[str, str], tokenizer: AutoTokenizer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -404,7 +404,8 @@ def less(run: Run, epochs: Sequence[Epoch], kind: str) -> str:
     except InputError as error:
         return "".join(parts) + f"<p>It cannot be told: {escape(str(error))}.</p>"
     parts.append(
-        f'<p class="what">{_options(_LESS)} Of {found["rows"]:,} rows; shares are of the {escape(found["cost"])}.</p>'
+        f'<p class="what">{_options(_LESS)} Of {found["rows"]:,} rows, epochs 1 to {found["epochs"]}; shares are of '
+        f"the {escape(found['cost'])}.</p>"
     )
     results, figures = found["results"], []
     later = sorted({one["epoch"] for one in results})
