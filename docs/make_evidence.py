@@ -92,6 +92,28 @@ def spread() -> str:
     return table(lines)
 
 
+def selections() -> str:
+    """What strategies select of MATH, at an equal budget in rows; and how many rows at one in tokens."""
+    one = json.loads((RESULTS / "strategies-math.json").read_text(encoding="utf-8"))
+    by_rows, by_tokens = one["compared"]
+    heads = ["difficulty", "tokens a row", "Δ subject", "Δ level", "cells hit", "log det / row", "to the nearest"]
+    lines = [["strategy", *heads, "in common with p3", "seconds", f"rows of {by_tokens['budget']}"]]
+    everything, common = by_rows["all"][0], by_rows["jaccard"][0]["values"][0]
+    for it, shared, other in zip(by_rows["selections"], common, by_tokens["selections"], strict=True):
+        name = it["strategy"]
+        values = [f"{it['difficulty']:.3f}", f"{it['length']:.0f}"]
+        values += [f"{value:.0%}" for value in (*it["shift"].values(), it["cells"])]
+        values += [f"{it[key]:.3f}".replace("-", "−") for key in ("log_det", "distance")]
+        took = by_rows["seconds"][0]["strategies"][name]
+        lines.append([name, *values, f"{shared:.0%}" if name != "p3" else "", f"{took:.1f}", f"{other['rows']:,}"])
+    about = (
+        f"{by_rows['rows']:,} rows, in the mean of difficulty {everything['difficulty']:.3f} and "
+        f"{everything['length']:.0f} tokens; budget {by_rows['budget']}; {len(by_rows['selections'])} strategies in "
+        f"{by_rows['took']:.0f} s, and by tokens in {by_tokens['took']:.0f} s."
+    )
+    return f"{about}\n\n{table(lines)}"
+
+
 def results() -> dict[str, dict]:
     """Name → the trainings of one call."""
     files = sorted(RESULTS.glob("training-*.json"))
@@ -263,6 +285,7 @@ PARTS = {
     "groups": groups,
     "rules": rules,
     "spread": spread,
+    "selections": selections,
     "trainings": trainings,
     "sweeps": sweeps,
     "by-rule": by_rule,
