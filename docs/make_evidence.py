@@ -92,6 +92,16 @@ def spread() -> str:
     return table(lines)
 
 
+def stability() -> str:
+    """Difficulties of dialogue under policies that learned something else."""
+    one = json.loads((RESULTS / "stability-dialogue.json").read_text(encoding="utf-8"))
+    lines = [["policy", "p3: 5 %, median, 95 %", *(f"ρ with {it['name']}" for it in one["policies"][:-1])]]
+    for place, (it, row) in enumerate(zip(one["policies"], one["spearman"], strict=True)):
+        shared = [number(value) if other < place else "" for other, value in enumerate(row[:-1])]
+        lines.append([it["name"], ", ".join(map(number, it["quantiles"])), *shared])
+    return table(lines)
+
+
 def selections() -> str:
     """What strategies select of MATH, at an equal budget in rows; and how many rows at one in tokens."""
     one = json.loads((RESULTS / "strategies-math.json").read_text(encoding="utf-8"))
@@ -285,6 +295,7 @@ PARTS = {
     "groups": groups,
     "rules": rules,
     "spread": spread,
+    "stability": stability,
     "selections": selections,
     "trainings": trainings,
     "sweeps": sweeps,
