@@ -115,7 +115,9 @@ def selections() -> str:
         values += [f"{value:.0%}" for value in (*it["shift"].values(), it["cells"])]
         values += [f"{it[key]:.3f}".replace("-", "−") for key in ("log_det", "distance")]
         took = by_rows["seconds"][0]["strategies"][name]
-        lines.append([name, *values, f"{shared:.0%}" if name != "p3" else "", f"{took:.1f}", f"{other['rows']:,}"])
+        short = other["shortfall"] or "budget" in by_tokens["strategies"][name]
+        rows = f"{other['rows']:,}" + (f" (of {other['tokens'] / 1000:,.0f} thousand)" if short else "")
+        lines.append([name, *values, f"{shared:.0%}" if name != "p3" else "", f"{took:.1f}", rows])
     about = (
         f"{by_rows['rows']:,} rows, in the mean of difficulty {everything['difficulty']:.3f} and "
         f"{everything['length']:.0f} tokens; budget {by_rows['budget']}; {len(by_rows['selections'])} strategies in "

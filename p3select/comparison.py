@@ -122,7 +122,8 @@ def compare(
 
     Raises:
         InputError: Bad options, strategies or data.
-        MismatchError: The query set was embedded otherwise, or ``out`` has trainings of other data, budget or epochs.
+        MismatchError: The query set was embedded otherwise, or ``out`` has trainings of another budget or
+            number of epochs, of other data, or of other scores or embeddings of it.
         P3Error: A command failed (what was finished stays), or a training in ``out`` was made otherwise.
     """
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
@@ -147,8 +148,8 @@ def compare(
     if (out / TRAINED).is_file():
         # Results of another comparison, which this one's would lie beside, or replace.
         before = read_json(out / TRAINED)
-        own = {"budget": budget, "epochs": epochs, "dataset_fingerprint": known.dataset.fingerprint}
-        changed = [name for name, value in own.items() if before[name] != value]
+        own = {"budget": budget, "epochs": epochs} | trainings.fingerprints(run, known.dataset)
+        changed = [name for name, value in own.items() if before.get(name) != value]
         if changed:
             why = f"has trainings of another comparison (differs in {', '.join(changed)})"
             raise MismatchError(f"{out}: {why}; give another --out")

@@ -136,8 +136,17 @@ def trained(plan: Plan, *, discard: bool, show_progress: bool) -> dict[str, Any]
         "seconds_a_pass": once,
         "before": before,
         "strategies": [_summed(records, name, tokens[name], seconds[name]) for name in arms],
-        "dataset_fingerprint": plan.dataset.fingerprint,
+        **fingerprints(run, plan.dataset),
         "version": __version__,
+    }
+
+
+def fingerprints(run: Run, dataset: Dataset) -> dict[str, str]:
+    """Of what trainings begin with."""
+    return {
+        "dataset_fingerprint": dataset.fingerprint,
+        "embeddings_fingerprint": embeddings.read(run)[1],
+        "scores_fingerprint": scores.fingerprint(run, 1),
     }
 
 

@@ -564,6 +564,8 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
     p3select.embed(base.info()["dataset"]["paths"][0], base, FakeEncoder(), text="both", overwrite=True)
     with pytest.raises(P3Error, match=r"p3.seed-0: made otherwise \(differs in embeddings\)"):
         p3select.compare(base, out=out, scoring=SCORING, **commands(), **TRAINED)
+    with pytest.raises(P3Error, match=r"has trainings of another comparison \(differs in embeddings_fingerprint\)"):
+        p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs", "strategies")})
 
 
 @pytest.mark.slow
