@@ -66,5 +66,5 @@ def main(arguments: list[str]) -> None:
         ],
     }
     file = ROOT / "benchmarks" / "results" / f"stability-{options.set}.json"
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     print(file)

@@ -46,7 +46,6 @@ def main(arguments: list[str]) -> None:
     found: dict[str, Any] = {
         "benchmark": "strategies",
         "data": data.name,
-        "queries": "math_cp_test.parquet",
         "machine": machine(),
         "scorer": scored["scorer"],
         "near_duplicates": embedded["near_duplicates"],
@@ -64,6 +63,6 @@ def main(arguments: list[str]) -> None:
             queries=queries,
             show_progress=True,
         )
-        found["compared"].append(one | {"took": time.monotonic() - start})
+        found["compared"].append(one | {"queries": queries.name, "took": time.monotonic() - start})
     figures.comparison(found["compared"][0], options.out.with_suffix(".png"))
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
