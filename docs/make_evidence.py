@@ -59,15 +59,8 @@ def groups() -> str:
 
 def rules() -> str:
     """The same of p3 by the rules that cut actions."""
-    lines = [
-        [
-            "data",
-            *(rule.removeprefix("p3 by ") for rule in RULES),
-            "line and sentence agree",
-            "line and token",
-            "line and whole",
-        ]
-    ]
+    agree = ["line and sentence agree", "line and token", "line and whole"]
+    lines = [["data", *(rule.removeprefix("p3 by ") for rule in RULES), *agree]]
     for name, one in found().items():
         part = one["rules"]
         all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] is None}

@@ -201,9 +201,7 @@ def _made(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in plan.call.items() if key != "evaluate"},
         "scoring": {key: str(value) for key, value in plan.scoring.items() if value},
         "selecting": strategies.plain(arguments),
-        "dataset": plan.dataset.fingerprint,
-        "embeddings": embeddings.read(plan.run)[1],
-        "scores": scores.fingerprint(plan.run, 1),
+        **{name.removesuffix("_fingerprint"): value for name, value in fingerprints(plan.run, plan.dataset).items()},
     }
 
 
