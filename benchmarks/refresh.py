@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shares", default="10%,25%,50%", help="of the tokens")
     parser.add_argument("--seeds", type=int, default=10, help="draws in each run")
     parser.add_argument("--pace", help="where no index tells it, or instead of it")
-    parser.add_argument("--epochs", type=int, help="with --pace; as many as there are, if it is left out")
+    parser.add_argument("--epochs", type=int, help="T of --pace, which goes with it")
     parser.add_argument("--out", type=Path, help="a .json file; the figure goes beside it as .png")
     options = parser.parse_args(arguments)
     found = [

@@ -171,19 +171,24 @@ def compare(
     made = out / ".selections"
     shutil.rmtree(made, ignore_errors=True)
     seconds, ever = [], np.zeros((len(arms), len(known.dataset)), np.bool_)
-    for one in compared:
-        picks, taken = _select(
-            known, arms, made, one, {"epochs": epochs, "budget": budget, "seed": seed}, show_progress
-        )
-        seconds.append({"epoch": one, "strategies": taken})
-        found["all"].append({"epoch": one} | _everything(known, one))
-        found["selections"] += _measured(known, one, picks)
-        masks = np.array([np.isin(np.arange(len(known.dataset)), pick.rows) for pick in picks.values()])
-        found["jaccard"].append({"epoch": one, "values": jaccard(masks).tolist()})
-        ever |= masks
-    found["distinct"] = dict(zip(arms, ever.sum(axis=1).tolist(), strict=True))
-    shutil.rmtree(out / "selections", ignore_errors=True)
-    made.rename(out / "selections")
+    try:
+        for one in compared:
+            picks, taken = _select(
+                known, arms, made, one, {"epochs": epochs, "budget": budget, "seed": seed}, show_progress
+            )
+            seconds.append({"epoch": one, "strategies": taken})
+            found["all"].append({"epoch": one} | _everything(known, one))
+            found["selections"] += _measured(known, one, picks)
+            masks = np.array([np.isin(np.arange(len(known.dataset)), pick.rows) for pick in picks.values()])
+            found["jaccard"].append({"epoch": one, "values": jaccard(masks).tolist()})
+            ever |= masks
+        found["distinct"] = dict(zip(arms, ever.sum(axis=1).tolist(), strict=True))
+        # A kill in between leaves no compare.json, rather than one of other selections than those beside it.
+        (out / "compare.json").unlink(missing_ok=True)
+        shutil.rmtree(out / "selections", ignore_errors=True)
+        made.rename(out / "selections")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
     write_json(out / "compare.json", found)
     found["seconds"] = seconds
     if asked is not None:

@@ -215,10 +215,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that p3select wrote.
 
     Raises:
-        InputError: It is not JSON.
+        InputError: It is no JSON object.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); remove it and give the command that made it again") from None
     return value

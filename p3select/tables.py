@@ -199,8 +199,8 @@ def comparison(found: Mapping[str, Any]) -> None:
     for number, everything in enumerate(found["all"]):
         ones = [one for one in found["selections"] if one["epoch"] == everything["epoch"]]
         out.print(
-            f"epoch {everything['epoch']} of {found['epochs']}, budget {found['budget']}, of "
-            f"{everything['rows']:,} rows of {everything['length']:.1f} tokens and difficulty "
+            f"epoch {everything['epoch']} of {found['epochs']}, budget {found['budget']}\n"
+            f"all {everything['rows']:,} rows: {everything['length']:.1f} tokens, difficulty "
             f"{everything['difficulty']:.4f} in the mean"
         )
         out.print(_selections(ones, found["seconds"][number]["strategies"]))

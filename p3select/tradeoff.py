@@ -52,7 +52,7 @@ def tradeoff(
         seeds: Draws of the rows to measure, over which means are taken.
         rows: Look at so many rows at most, drawn from all; None for all.
         pace: The schedule of the threshold; None for the one that the run's indices were made with.
-        epochs: T of ``pace``; None for as many as are looked at.
+        epochs: T of ``pace``, which goes with it.
 
     Returns:
         ``rows``; ``epochs``, how many are looked at: those before the first one that was itself
@@ -67,8 +67,10 @@ def tradeoff(
         why rows were too few in others.
 
     Raises:
-        InputError: Fewer than two such epochs, or a share out of range.
+        InputError: Fewer than two such epochs, a share out of range, or ``pace`` without ``epochs``.
     """
+    if (pace is None) is not (epochs is None):
+        raise InputError("pace and epochs go together: the threshold is that of an epoch of so many")
     parts = [refreshing.fraction(share) for share in shares]
     tables = _whole(run)
     sizes, cost = _sizes(run)
@@ -81,7 +83,7 @@ def tradeoff(
     pasts = []
     for epoch in range(2, len(tables) + 1):
         past, _ = refreshing.past(run, epoch, tables[epoch - 2 :: -1][:2])
-        percentile = past.percentile if pace is None else paces.pace(epoch, max(epochs or len(tables), epoch), pace)
+        percentile = past.percentile if pace is None or epochs is None else paces.pace(epoch, epochs, pace)
         if percentile is None and run.index(epoch).is_file():
             percentile = index.read(run.index(epoch)).metadata["percentile"]
         kept = {name: getattr(past, name)[some] for name in ("difficulty", "before", "measured", "picked", "last")}

@@ -271,16 +271,15 @@ def _evaluated(template: str, model: str, folder: Path, seed: int) -> dict[str, 
         )
     if not out.is_file():
         raise InputError(f"{out}: not there, after the command that was to write it: {command}")
-    results: Any = None
+    results: dict[str, Any] = {}
     with suppress(InputError):
         results = read_json(out)
-    numbers = isinstance(results, dict) and results
-    bad = [name for name, value in results.items() if not _finite(value)] if numbers else []
-    if not numbers or bad:
+    bad = [name for name, value in results.items() if not _finite(value)]
+    if not results or bad:
         what = f"{bad[0]!r} is no finite number" if bad else "no object of numbers"
         raise InputError(f'{out}: {what}; the evaluation has to write such as {{"loss": 1.25}}')
     write_json(mark, {"command": command, "results": results})
-    return dict(results)
+    return results
 
 
 def _finite(value: Any) -> bool:

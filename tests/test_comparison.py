@@ -206,7 +206,8 @@ def test_a_refused_call_leaves_the_selections_of_the_one_before(run, tmp_path):
     for wrong in ({"budget": "5tok"}, {"budget": BUDGET, "strategies": ["p3", "p3+scale=-1"]}):
         with pytest.raises(InputError, match="strategy p3"):
             p3select.compare(run, **({"strategies": ["p3"]} | wrong), **options)
-        assert {path: path.read_bytes() for path in files} == files
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+        assert not (tmp_path / ".selections").exists()
     p3select.compare(run, budget=BUDGET, strategies=["longest"], **options)
     assert [path.name for path in (tmp_path / "selections").iterdir()] == ["longest"]
 
@@ -421,7 +422,7 @@ def test_on_the_command_line(run, tmp_path, capsys):
     words += ["--strategies", "p3,uniform", "--columns", "source"]
     cli.main([str(word) for word in words])
     shown = capsys.readouterr()
-    assert "epoch 2 of 4, budget 20%, of 120 rows" in shown.out
+    assert "epoch 2 of 4, budget 20%\nall 120 rows: " in shown.out
     assert "Δ source" in shown.out
     assert "epoch 1, p3: 24 rows in" in shown.err
     cli.main([str(word) for word in [*words, "--json"]])
@@ -555,6 +556,9 @@ def test_trainings_and_their_evaluations(base, smollm2, tmp_path, commands):
     learned = json.loads((out / "trained.json").read_text())
     (out / "trained.json").write_text(json.dumps(learned | {"dataset_fingerprint": "another"}))
     with pytest.raises(P3Error, match=r"differs in dataset_fingerprint"):
+        p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs")})
+    (out / "trained.json").write_text("[]")
+    with pytest.raises(InputError, match=r"trained.json: damaged \(no JSON object\)"):
         p3select.compare(base, out=out, **{key: TRAINED[key] for key in ("budget", "epochs")})
     (out / "trained.json").write_bytes(before[0])
     # Without trainings what was learned stays beside the same selections.

@@ -500,9 +500,11 @@ def test_what_less_would_have_given(tmp_path, first, second, gsm8k, tokenizer):
     none, some = found["results"]
     assert none["spearman"] < some["spearman"] <= some["spearman_range"][1] <= 1
     # The indices' own threshold; another pace has another one.
-    other = tradeoff(second, shares=[0.4], seeds=2, rows=150, pace="constant:50")["results"]
+    other = tradeoff(second, shares=[0.4], seeds=2, rows=150, pace="constant:50", epochs=2)["results"]
     assert other[0]["spearman"] == none["spearman"]
     assert other[0]["jaccard"] < none["jaccard"]
+    with pytest.raises(InputError, match="pace and epochs go together"):
+        tradeoff(second, pace="linear:50:95")
     with pytest.raises(InputError, match="1 of the first two epochs are scored"):
         tradeoff(first)
     with pytest.raises(InputError, match=r"refresh 1.5: give a share"):
