@@ -16,10 +16,11 @@ import numpy as np
 import polars as pl
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import figures
 
-ROOT = Path(__file__).parents[1]
 RULES = ("line", "sentence", "token", "whole")
 SETS: dict[str, dict[str, Any]] = {
     "math": {"file": "math_train", "rows": 1_505, "parts": ["subject", "level"], "by": "subject"},
@@ -41,10 +42,9 @@ def main(arguments: list[str]) -> None:
         arguments: See ``--help``.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks agreement", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--runs", type=Path, required=True, help="folder that keeps the run folders")
+    _folders.data(parser)
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
+    _folders.model(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "agreement")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

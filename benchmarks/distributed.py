@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
-
-ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> None:
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--shard-rows", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
+    _folders.model(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "distributed.json")
     options = parser.parse_args(arguments)
 

@@ -23,11 +23,11 @@ import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import index
 from p3select.trainers import hf
-
-ROOT = Path(__file__).parents[1]
 
 
 class _Clock(transformers.TrainerCallback):  # type: ignore[misc]
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--budget", default="20%")
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
-    parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
+    _folders.model(parser)
+    _folders.encoder(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "live.json")
     options = parser.parse_args(arguments)
 

@@ -43,6 +43,8 @@ import torch
 import transformers
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import scorers, scores
 from p3select.progress import silent
@@ -52,7 +54,6 @@ from p3select.tokens import TokenRow, encode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parents[1]
 SHOTS = 8
 GOALS = {"per-action": 5.0, "row": 1.15, "batch-8": 1.5, "row, 8 shots": 3.0}
 VLLM_GOAL = 0.95
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--scorer", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--agree", type=int, metavar="N", help="compare vllm with transformers on N rows instead")
     parser.add_argument("--data", type=Path, default=ROOT / "examples" / "gsm8k.parquet", help="of --agree")
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
+    _folders.model(parser)
     parser.add_argument("--out", type=Path, help="file (default: in benchmarks/results)")
     options = parser.parse_args(arguments)
 

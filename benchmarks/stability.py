@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ import polars as pl
 from scipy import stats
 
 import p3select
-from benchmarks import agreement
+from benchmarks import _folders, agreement
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import scores
 
-ROOT = Path(__file__).parents[1]
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -33,8 +32,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks stability", description=__doc__.partition("\n")[0])
     parser.add_argument("policies", nargs="+", help="folders of weights, the untrained ones first")
     parser.add_argument("--names", required=True, help="of the policies, for people, with commas between")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--runs", type=Path, required=True, help="folder that keeps the run folders")
+    _folders.data(parser)
     parser.add_argument("--set", choices=agreement.SETS, default="dialogue")
     options = parser.parse_args(arguments)
     names = options.names.split(",")

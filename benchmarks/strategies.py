@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import figures
 
-ROOT = Path(__file__).parents[1]
 SHARE = 5
 EPOCHS = 5
 COLUMNS = ("subject", "level")
@@ -30,10 +31,9 @@ def main(arguments: list[str]) -> None:
         arguments: See ``--help``.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks strategies", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--runs", type=Path, required=True, help="folder that keeps the run folders")
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
-    parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
+    _folders.data(parser)
+    _folders.model(parser)
+    _folders.encoder(parser)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "strategies-math.json")
     options = parser.parse_args(arguments)
     data, run = options.data / "math_train.parquet", p3select.Run(options.runs / "math")

@@ -20,13 +20,14 @@ import polars as pl
 from scipy import stats
 
 import p3select
+from benchmarks import _folders
+from benchmarks._folders import ROOT
 from benchmarks._machine import machine
 from p3select import cli, embeddings, figures, index, kernel, selection, strategies
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 FILES = {
     "gsm8k": ("gsm8k_train.parquet", "gsm8k_test.parquet"),
@@ -46,8 +47,7 @@ def main(arguments: list[str]) -> None:
         arguments: See ``--help``.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks training", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--runs", type=Path, required=True, help="folder that keeps what is finished")
+    _folders.data(parser)
     parser.add_argument("--on", choices=FILES, default="gsm8k")
     parser.add_argument("--strategies", default=ARMS, help=f"as of p3select compare; for the sweeps: {SWEEPS}")
     parser.add_argument("--seeds", default="0,1,2")
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--held-out", type=int, default=150, help="rows of the test split for the loss")
     parser.add_argument("--answers", type=int, default=60, help="of them, for exact match")
     parser.add_argument("--actions", default="line")
-    parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct"), help="folder")
-    parser.add_argument("--encoder", default=str(ROOT / "models" / "all-MiniLM-L6-v2"), help="folder")
+    _folders.model(parser)
+    _folders.encoder(parser)
     parser.add_argument("--name", default=None, help="of the result [default: what --on names]")
     options = parser.parse_args(arguments)
     folder, arms = options.runs / options.on, re.split(cli.STRATEGY_ENDS, options.strategies)
