@@ -28,16 +28,16 @@ def found() -> dict[str, dict]:
 
 def agreement() -> str:
     """Spearman's ρ of each difficulty with the level, and given length."""
-    lines = [["data", "rows", "measure", "ρ with the level", "ρ given length", "τ", "p of no trend"]]
+    lines = [["data", "rows", "measure", "ρ with the level", "ρ given length", "τ with the level", "p of no trend"]]
     for name, one in found().items():
         part = one["difficulties"]
         all_of = {entry["measure"]: entry for entry in part.get("agreement", []) if entry["group"] is None}
         for place, (measure, title) in enumerate((key, MEASURES[key]) for key in MEASURES if key in all_of):
             entry = all_of[measure]
             head = [SETS[name], f"{entry['rows']:,}"] if not place else ["", ""]
-            values = (interval(entry.get(key)) for key in ("spearman", "given_length"))
+            values = (interval(entry.get(key)) for key in ("spearman", "given_length", "kendall"))
             p = part["trend"][measure]
-            lines.append([*head, title, *values, number(entry["kendall"][0]), "–" if p is None else f"{p:.1g}"])
+            lines.append([*head, title, *values, "–" if p is None else f"{p:.1g}"])
     return table(lines)
 
 

@@ -31,6 +31,11 @@ BATCH, LEARNING_RATE = 4, 2e-5
 MARK = ".p3select-demo"
 
 NEXT = """
+Look at the run as a page, and at what other strategies would have selected:
+
+  p3select report  --run {run} --out report.html
+  p3select compare --run {run} --epochs 2 --budget 12% --out runs/compared
+
 With your own data (Parquet or JSON Lines; prompt + completion, messages, Alpaca or ShareGPT columns):
 
   p3select score  YOUR.parquet --run runs/mine --model YOUR-MODEL
@@ -98,6 +103,7 @@ def demo(
             clock = time.monotonic()
             policy = _fine_tune(run, epoch, scorer, out, seed)
             seconds["training"] = time.monotonic() - clock
+            run.spend("train", epoch, seconds["training"])
         report_epochs.append({"selection": chosen, "status": scored["status"], "seconds": seconds})
     figure = out / "demo.png"
     figures.figure(run, figure)
@@ -106,7 +112,7 @@ def demo(
         console = tables.console()
         _show(console, report_epochs)
         console.print(f"\nIt took {progress.left(total)}. The figure is {figure}; everything else is in {out}.")
-        console.print(NEXT)
+        console.print(NEXT.format(run=run.path))
     return {"figure": str(figure), "seconds": total, "epochs": [_plain(item) for item in report_epochs]}
 
 

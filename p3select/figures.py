@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from p3select.run import Run
 
 BINS = 40
+# Of a line.
+PANELS = 5
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -103,18 +106,22 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
         out: The image file; its ending gives the format (png, svg, pdf).
     """
     agreement = found.get("agreement", [])
-    widths = [6.3] * bool(agreement) + [3.6] * len(found["spread"])
-    height = 1.6 + max(0.3 * len(agreement), 2.2)
+    lines = math.ceil(len(found["spread"]) / PANELS)
+    columns = math.ceil(len(found["spread"]) / lines)
+    widths = [6.3] * bool(agreement) + [3.6] * columns
+    height = 1.6 + max(0.3 * len(agreement), 3.0 * lines - 0.8)
     with mpl.rc_context(STYLE):
         drawing = Figure(figsize=(sum(widths), height), layout="constrained")
-        panels = drawing.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+        grid = drawing.add_gridspec(lines, len(widths), width_ratios=widths)
+        cells = [(number // columns, number % columns + bool(agreement)) for number in range(len(found["spread"]))]
+        panels = [drawing.add_subplot(grid[cell]) for cell in cells]
         title = f"{found['rows']:,} rows, epoch {found['epoch']}"
         if "p3" in found["spread"]:
             title += f", actions: {found['scores']['actions']}"
         drawing.suptitle(title if found["against"] is None else f"{found['against']}, {title}", fontweight="bold")
         if agreement:
-            _agreement(panels[0], agreement)
-        for panel, measure in zip(panels[bool(agreement) :], found["spread"], strict=True):
+            _agreement(drawing.add_subplot(grid[:, 0]), agreement)
+        for panel, measure in zip(panels, found["spread"], strict=True):
             unit = " in tokens" if measure == "length" else ""
             if "levels" not in found:
                 spread = found["spread"][measure]
@@ -188,12 +195,13 @@ def comparison(found: Mapping[str, Any], out: Path) -> None:
 
 
 def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Spearman's ρ of every group and measure, a line each, and what is left of it given length."""
+    """Both correlations of every group and measure, a line each, and what is left of ρ given length."""
     several = len({one["group"] for one in entries}) > 1
     names = [f"{named(one['group'])}: {one['measure']}" if several else one["measure"] for one in entries]
     for key, color, shift, label in (
-        ("spearman", CHOSEN, -0.12, "Spearman's ρ"),
-        ("given_length", THRESHOLD, 0.12, "given length"),
+        ("spearman", CHOSEN, -0.22, "Spearman's ρ"),
+        ("kendall", ALL, 0.0, "Kendall's τ"),
+        ("given_length", THRESHOLD, 0.22, "ρ given length"),
     ):
         lines = [(place, one[key]) for place, one in enumerate(entries) if key in one]
         if lines:
@@ -205,7 +213,7 @@ def _agreement(panel: Any, entries: Sequence[Mapping[str, Any]]) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_title("agreement, with 95 % intervals", loc="left")
-    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
 
 
 def _arms(value: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -57,7 +57,7 @@ class Run:
         return self.path / "index" / f"epoch-{_checked(epoch):03d}.parquet"
 
     def cost(self, step: str, epoch: int) -> Path:
-        """The file of the seconds that a step (score, embed, select) took; embedding, once for a run, is epoch 0's."""
+        """The file of the seconds that a step (score, embed, select, train) took; embedding is epoch 0's."""
         return self.path / "costs" / f"{step}-{epoch:03d}.json"
 
     def spend(self, step: str, epoch: int, seconds: float) -> None:

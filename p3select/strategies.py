@@ -94,7 +94,7 @@ def resolved(
         Arguments by name; and of the strategies that nobody asked for and that cannot be had, why not.
 
     Raises:
-        InputError: One that was asked for is unknown, or cannot be had.
+        InputError: One that was asked for is unknown, or cannot be had; or queries that none goes by.
         MismatchError: The query set was embedded otherwise.
     """
     wanted = [*STRATEGIES] if names is None else [*dict.fromkeys(names)]
@@ -116,6 +116,8 @@ def resolved(
             left_out[name] = lack
         else:
             raise InputError(f"strategy {name}: {lack}")
+    if queries is not None and not any(isinstance(one.get("selector"), partial) for one in found.values()):
+        raise InputError("queries: none of these strategies goes by them; name rds, too, or leave --queries out")
     places = [folder(name) for name in found]
     twice = [name for name in found if places.count(folder(name)) > 1]
     if twice:

@@ -13,7 +13,7 @@ from p3select import progress
 from p3select.validation import LEVELS, named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from p3select.index import Selection
@@ -128,7 +128,8 @@ def validation(found: Mapping[str, Any]) -> None:
         drawn = "not drawn evenly: those near the threshold and short ones are likelier. Score all rows for this"
         head.add_row("measured rows", drawn)
     out.print(head)
-    out.print(_spreads(found["spread"], found["between"]))
+    out.print(_spreads(found["spread"]))
+    out.print(_between(found["between"]))
     if found["ordered"]:
         for group in dict.fromkeys(one["group"] for one in found["agreement"]):
             ones = [one for one in found["agreement"] if one["group"] == group]
@@ -141,7 +142,8 @@ def validation(found: Mapping[str, Any]) -> None:
                 table.add_row(one["measure"], *("" if value is None else _with_interval(value) for value in values))
             out.print(table)
     elif found.get("kruskal"):
-        out.print(_differences(found["kruskal"]))
+        for measures in _abreast(out, (one["measure"] for one in found["kruskal"])):
+            out.print(_differences([one for one in found["kruskal"] if one["measure"] in measures]))
     why = "too few or of one value" if found["ordered"] else "too few, of one category or each of another"
     for one in found.get("groups_left_out", []):
         name = named(one["group"]) if one["group"] is None else f"group {one['group']}"
@@ -150,7 +152,17 @@ def validation(found: Mapping[str, Any]) -> None:
         out.print(f"{found['against']} has more than {LEVELS} values: no means of each")
     for group in dict.fromkeys(one["group"] for one in found.get("levels", [])):
         ones = [one for one in found["levels"] if one["group"] == group]
-        out.print(_levels(ones, found["against"], found["trend"] if found["ordered"] else None))
+        names = [name for name in ones[0] if name not in ("group", "level", "rows")]
+        for measures in _abreast(out, names):
+            out.print(_levels(ones, measures, found["against"], found["trend"] if found["ordered"] else None))
+
+
+def _abreast(out: Console, names: Iterable[str]) -> list[list[str]]:
+    """Measures that have room side by side, each with a mean and half an interval."""
+    names = [*dict.fromkeys(names)]
+    # To the left of them are a name and a number of rows.
+    count = max(1, (out.width - 22) // (2 + max(12, *map(len, names))))
+    return [names[start : start + count] for start in range(0, len(names), count)]
 
 
 def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
@@ -165,9 +177,10 @@ def _differences(tests: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _levels(ones: Sequence[Mapping[str, Any]], column: str, trend: Mapping[str, float | None] | None) -> Table:
+def _levels(
+    ones: Sequence[Mapping[str, Any]], measures: Sequence[str], column: str, trend: Mapping[str, float | None] | None
+) -> Table:
     """The means of measures at each level of a group's rows."""
-    measures = [name for name in ones[0] if name not in ("group", "level", "rows")]
     title = f"{named(ones[0]['group'])}: mean ± half the 95 % interval"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in (column, "rows", *measures):
@@ -180,16 +193,21 @@ def _levels(ones: Sequence[Mapping[str, Any]], column: str, trend: Mapping[str, 
     return table
 
 
-def _spreads(spread: Mapping[str, Any], between: Mapping[str, Any]) -> Table:
-    """How measures are distributed, and how far their orders agree."""
-    title = "over the rows, and Spearman ρ with"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+def _spreads(spread: Mapping[str, Any]) -> Table:
+    """How measures are distributed."""
+    table = _by_strategy("over the rows", ["mean", "5 %", "median", "95 %"])
+    for name, one in spread.items():
+        low, _, median, _, high = one["quantiles"]
+        table.add_row(name, *map(_short, (one["mean"], low, median, high)))
+    return table
+
+
+def _between(between: Mapping[str, Any]) -> Table:
+    """How far the orders of measures agree; numbered, as their names side by side would be wider than a terminal."""
     names = between["measures"]
-    for name in ("", "mean", "5 %", "median", "95 %", *names[:-1]):
-        table.add_column(name, justify="right" if name else "left")
+    table = _by_strategy("Spearman ρ with", [str(number) for number in range(1, len(names))])
     for number, (name, row) in enumerate(zip(names, between["spearman"], strict=True)):
-        low, _, median, _, high = spread[name]["quantiles"]
-        table.add_row(name, *(_short(value) for value in (spread[name]["mean"], low, median, high, *row[:number])))
+        table.add_row(f"{number + 1} {name}", *map(_short, row[:number]))
     return table
 
 

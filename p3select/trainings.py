@@ -238,9 +238,11 @@ def _seconds(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> floa
 
 
 def _first_pass(run: Run) -> float | None:
-    """The seconds that the run's own scoring took, where they are known."""
-    file = run.cost("score", 1)
-    return (read_json(file).get("seconds") or None) if file.is_file() else None
+    """The seconds that the run's own scoring took; None where they are not known, or for more than a difficulty."""
+    file, settings = run.cost("score", 1), scores.settings(run, 1)
+    if not file.is_file() or any(settings.get(name) for name in ("ifd", "el2n")):
+        return None
+    return read_json(file).get("seconds") or None
 
 
 def _tokens(run: Run, *, second: bool = False) -> int | None:

@@ -331,6 +331,9 @@ def test_el2n_takes_the_highest(run, data, smollm2, tmp_path):
     assert trainings._scoring(plan, "el2n")["el2n"] is True
     # What others do not go by is not paid for.
     assert trainings._scoring(plan, None)["el2n"] is False
+    # Nor are its seconds those of a pass for the others.
+    assert with_el2n.cost("score", 1).is_file()
+    assert trainings._first_pass(with_el2n) is None
 
 
 def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
@@ -343,6 +346,8 @@ def test_rds_goes_by_a_query_set(run, data, smollm2, tmp_path):
     cosines = vectors[queries] @ vectors.T
     cosines[:, queries] = -2
     assert rows[0] == cosines[0].argmax()
+    with pytest.raises(InputError, match="queries: none of these strategies goes by them; name rds"):
+        p3select.compare(run, queries="source=c", **options | {"strategies": ["uniform", "longest"]})
     # Rows that somebody leaves out stay out.
     also = {"strategies": [f"rds+exclude=[{rows[0]},{rows[1]}]"], "out": tmp_path / "less"}
     p3select.compare(run, queries="source=c", **options | also)

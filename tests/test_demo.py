@@ -3,6 +3,7 @@
 import polars as pl
 import pytest
 
+import p3select
 from p3select import demo
 from p3select.errors import InputError
 
@@ -41,8 +42,11 @@ def test_the_demo(tmp_path, gsm8k, smollm2, minilm, capsys):
         "seconds, selection",
         "seconds, training",
         "p3select score  YOUR.parquet",
+        f"p3select report  --run {out / 'run'} --out report.html",
     ):
         assert words in printed
+    page = p3select.report(out / "run", out=tmp_path / "report.html")
+    assert page["Choosing costs too much beside training"] != "cannot be told"
     # Again, over the earlier one; but never over anybody else's files.
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()

@@ -393,6 +393,13 @@ def test_what_less_would_have_given(run, made, tmp_path, hostile, tokenizer):
     about = json.loads((part.scores(2) / "refresh.json").read_text())
     assert f"{about['held_back_rmse']:.4f}" in text
     assert "It cannot be told: epoch 2 was itself predicted in part" in text
+    # Rows that are named are measured ones.
+    measured = np.flatnonzero((pl.read_parquet(part.scores(2) / "*.parquet")["status"] == "ok").to_numpy())
+    lists = re.findall(r"<h3>Became (?:easier|harder) most, epoch 1 → 2</h3>(.*?)</div>", text, re.DOTALL)
+    assert len(lists) == 2
+    named = {int(row) for table in lists for row in re.findall(r"<tr>\s*<t[dh][^>]*>(\d+)</t", table)}
+    assert named
+    assert named <= set(measured.tolist())
 
 
 def test_what_is_not_known_is_a_dash_and_minus_is_one_for_people(made, tmp_path, hostile, tokenizer):

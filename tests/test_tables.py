@@ -100,7 +100,7 @@ def test_a_selection_short_of_the_budget_is_told(monkeypatch, capsys):
     given = {"uniform+per=source": {"at_most": 4, "per": "source"}, "full": {"budget": "100%"}}
     found = compared([*NAMES], "2ktok", ["p3", "rds", "full", "uniform+per=source"], **given)
     lines = shown(found, 80, monkeypatch, capsys)
-    assert lines[1].split() == ["selected", "rows", "short", "tokens", "per", "row", "difficulty", "time"]
+    assert lines[2].split() == ["selected", "rows", "short", "tokens", "per", "row", "difficulty", "time"]
     assert next(line for line in lines if line.startswith("rds")).split()[1:4] == ["1,000", "1,234", "234,567"]
     assert next(line for line in lines if line.startswith("static")).split()[1:3] == ["1,000", "234,567"]
     assert [line for line in lines if line.startswith("short:")] == [

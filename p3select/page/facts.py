@@ -246,13 +246,15 @@ def columns(dataset: Dataset, names: Sequence[str] | None) -> dict[str, tuple[li
 def costs(run: Run, found: Sequence[Epoch]) -> dict[str, dict[int, Mapping[str, Any]]]:
     """Step → epoch → its seconds, and tokens where they are known; steps of which nothing is recorded are absent.
 
-    Seconds of training are those of ``p3select loop``.
+    Seconds of training are those of ``p3select loop``, else those that an attached trainer or the demo recorded.
     """
     known: dict[str, dict[int, Mapping[str, Any]]] = {}
     for name in STEPS:
         for epoch in [0] if name == "embed" else [epoch.number for epoch in found]:
-            folder = run.path / "loop" / f"epoch-{epoch:03d}"
-            file = folder / "done.json" if name == "train" else run.cost(name, epoch)
+            file = run.cost(name, epoch)
+            done = run.path / "loop" / f"epoch-{epoch:03d}" / "done.json"
+            if name == "train" and done.is_file():
+                file = done
             if file.is_file():
                 one = read_json(file)
                 if not isinstance(one.get("seconds"), int | float):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from html import escape
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from p3select import tradeoff
-from p3select.errors import InputError
+from p3select.errors import InputError, P3Error
 from p3select.page import drawings, examples, facts, signatures, tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -205,9 +205,15 @@ def change(epochs: Sequence[Epoch], steps: Sequence[Step], dataset: Dataset) -> 
         joint.astype(np.int64),
         (names[0], names[1]),
     )
-    figures.append(_figure("Before and after", "below the diagonal: easier now", drawing, _quarters(first, last)))
+    between = f"epoch {whole.before.number} → {whole.after.number}"
+    figures.append(
+        _figure(f"Before and after, {between}", "below the diagonal: easier now", drawing, _quarters(first, last))
+    )
     moved = last - first
+    # Of predicted rows there is no loss.
+    measured = ~np.isnan(whole.before.nll + whole.after.nll)[whole.rows]
     order = np.argsort(moved, kind="stable")
+    order = order[measured[order]]
     lists = []
     for title, places in (("Became easier most", order[:SHOWN]), ("Became harder most", order[::-1][:SHOWN])):
         places = places[moved[places] < 0] if "easier" in title else places[moved[places] > 0]
@@ -217,7 +223,7 @@ def change(epochs: Sequence[Epoch], steps: Sequence[Step], dataset: Dataset) -> 
             for at in places
         ]  # fmt: skip
         table = tables.html(("row", "text", "before", "after", "change", "trained on"), lines)
-        lists.append(f"<div><h3>{title}</h3>{table if lines else '<p>No row.</p>'}</div>")
+        lists.append(f"<div><h3>{title}, {between}</h3>{table if lines else '<p>No row.</p>'}</div>")
     return f'<div class="grid">{"".join(figures)}</div>{notes}<div class="pair">{"".join(lists)}</div>'
 
 
@@ -473,6 +479,10 @@ def rows(
         kinds["Most atypical"] = known[np.argsort(-far[known], kind="stable")][:SHOWN]
     values = facts.actions(run, epoch.source, [int(row) for some in kinds.values() for row in some])
     loaded = None if tokenizer is None else examples.tokenizer(tokenizer, epoch.settings, dataset.rows(0, 1)[0])
+    if loaded is None and epoch.settings["actions"] == "token" and epoch.policy and Path(epoch.policy).exists():
+        # Of tokens the text says nothing. A policy that is there has its tokenizer, unless it was replaced since.
+        with suppress(P3Error):
+            loaded = examples.tokenizer(epoch.policy, epoch.settings, dataset.rows(0, 1)[0])
     parts = []
     for name, some in kinds.items():
         cards: list[str] = []

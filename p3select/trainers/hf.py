@@ -14,7 +14,8 @@ import logging
 import math
 import os
 import random
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -262,6 +263,8 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         self.trained: dict[str, str] = {}
         self.where: NDArray[np.int64] | None = None
         self.positions: list[int] = []
+        # When the epoch began; None where it was resumed in its middle, as the time before is not known.
+        self.began: float | None = None
 
     def sampler(self, *_: Any) -> Any:
         """Stands in for ``Trainer._get_train_sampler``; called once, when a training starts."""
@@ -381,7 +384,7 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
                 f"epoch {epoch}: the index was replaced, or {'' if self.batches is None else 'packing, '}shuffle or "
                 "the seed changed. Resume from a checkpoint at an epoch's end, or begin a new training"
             )
-        self.resumed = None
+        middle, self.resumed = self.resumed is not None, None
         state.stateful_callbacks[_KEY] = {
             "epoch": epoch,
             "steps": self.steps(args),
@@ -389,6 +392,17 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
             "order": order,
             "trained": dict(self.trained),
         }
+        self.began = None if middle else time.monotonic()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Record how long the epoch took, for the report."""
+        if not state.is_world_process_zero:
+            return
+        run = self.source.run
+        with suppress(OSError):  # Of another training by the same index.
+            run.cost("train", self.done).unlink(missing_ok=True)
+        if self.began is not None:
+            run.spend("train", self.done, time.monotonic() - self.began)
 
     def _compare(self, rows: NDArray[np.int64], settings: Mapping[str, Any]) -> None:
         """Compare rows of the run with the train dataset's, as far as these are there."""
@@ -479,8 +493,9 @@ class _OneEpoch(_Attached):
         super().on_epoch_begin(args, state, control)
         state.stateful_callbacks[_KEY]["end"] = self.end
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop, with a checkpoint to go on from."""
+        super().on_epoch_end(args, state, control)
         if state.global_step != self.end:
             raise InputError(
                 f"epoch {self.done} ended at step {state.global_step}, not {self.end}: the trainer's arguments were "

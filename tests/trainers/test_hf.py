@@ -5,6 +5,7 @@ import inspect
 import json
 import random
 import shutil
+import time
 from itertools import islice
 
 import accelerate
@@ -174,7 +175,12 @@ def test_the_rows_trained_are_those_of_the_index(kind, options, attached, select
     trainer = make(kind, tmp_path, hf.dataset(selected), tokenizer, **options)
     hf.attach(trainer, selected, **attached)
     recorder = Recorder(trainer, rows_of)
+    start = time.monotonic()
     trainer.train()
+    took = time.monotonic() - start
+    # What another training by the same indices took is not added.
+    costs = [json.loads(selected.cost("train", epoch).read_text())["seconds"] for epoch in range(1, EPOCHS + 1)]
+    assert 0 < sum(costs) < took
     wanted = indices(selected)
     assert len(recorder.epochs) == EPOCHS
     for trained, rows in zip(recorder.epochs, wanted, strict=True):
