@@ -112,35 +112,12 @@ def epochs(done: Sequence[Mapping[str, Any]]) -> None:
 def validation(found: Mapping[str, Any]) -> None:
     """How far difficulties agree with a ground truth."""
     out = console()
-    example = " ".join(found.get("no_number", "").split())[:40]
-    left = ", ".join(
-        f"{count:,} with {why}" + (f', such as "{example}"' if why == "no number" else "")
-        for why, count in found["left_out"].items()
-        if count
-    )
-    head = _plain()
-    if found["against"] is not None:
-        head.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
-    head.add_row("rows", f"{found['rows']:,}; left out: {left or 'none'}")
-    if "p3" in found["spread"]:
-        head.add_row("actions", f"{found['scores']['actions']}, as the rows were scored")
-    if found["left_out"].get("predicted difficulty"):
-        drawn = "not drawn evenly: those near the threshold and short ones are likelier. Score all rows for this"
-        head.add_row("measured rows", drawn)
-    out.print(head)
+    out.print(_validated(found))
     out.print(_spreads(found["spread"]))
     out.print(_between(found["between"]))
     if found["ordered"]:
         for group in dict.fromkeys(one["group"] for one in found["agreement"]):
-            ones = [one for one in found["agreement"] if one["group"] == group]
-            title = f"{named(group)}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
-            table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-            for name in ("", "Spearman ρ", "Kendall τ", "ρ given length"):
-                table.add_column(name)
-            for one in ones:
-                values = (one.get(name) for name in ("spearman", "kendall", "given_length"))
-                table.add_row(one["measure"], *("" if value is None else _with_interval(value) for value in values))
-            out.print(table)
+            out.print(_correlations([one for one in found["agreement"] if one["group"] == group]))
     elif found.get("kruskal"):
         for measures in _abreast(out, (one["measure"] for one in found["kruskal"])):
             out.print(_differences([one for one in found["kruskal"] if one["measure"] in measures]))
@@ -155,6 +132,38 @@ def validation(found: Mapping[str, Any]) -> None:
         names = [name for name in ones[0] if name not in ("group", "level", "rows")]
         for measures in _abreast(out, names):
             out.print(_levels(ones, measures, found["against"], found["trend"] if found["ordered"] else None))
+
+
+def _validated(found: Mapping[str, Any]) -> Table:
+    """Against what, of which rows, by which actions."""
+    example = " ".join(found.get("no_number", "").split())[:40]
+    left = ", ".join(
+        f"{count:,} with {why}" + (f', such as "{example}"' if why == "no number" else "")
+        for why, count in found["left_out"].items()
+        if count
+    )
+    table = _plain()
+    if found["against"] is not None:
+        table.add_row("against", found["against"] + ("" if found["ordered"] else " (categories without an order)"))
+    table.add_row("rows", f"{found['rows']:,}; left out: {left or 'none'}")
+    if "p3" in found["spread"]:
+        table.add_row("actions", f"{found['scores']['actions']}, as the rows were scored")
+    if found["left_out"].get("predicted difficulty"):
+        drawn = "not drawn evenly: those near the threshold and short ones are likelier. Score all rows for this"
+        table.add_row("measured rows", drawn)
+    return table
+
+
+def _correlations(ones: Sequence[Mapping[str, Any]]) -> Table:
+    """How far measures agree with the ground truth in a group's rows."""
+    title = f"{named(ones[0]['group'])}, {ones[0]['rows']:,} rows: rank correlation [95 % interval]"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("", "Spearman ρ", "Kendall τ", "ρ given length"):
+        table.add_column(name)
+    for one in ones:
+        values = (one.get(name) for name in ("spearman", "kendall", "given_length"))
+        table.add_row(one["measure"], *("" if value is None else _with_interval(value) for value in values))
+    return table
 
 
 def _abreast(out: Console, names: Iterable[str]) -> list[list[str]]:
