@@ -36,7 +36,7 @@ FILES = {
 ARMS = "p3,pace-only,dpp-only,uniform,nll-high,longest,full"
 SWEEPS = (
     "p3,p3+pace=linear:30:95,p3+pace=linear:45:85,p3+pace=constant:80,p3+pace=cosine:50:95,"
-    "p3+quality_weight=0,p3+quality_weight=4"
+    "p3+quality_weight=0,p3+quality_weight=4,p3+quality_weight=0+fresh=1,p3+fresh=1"
 )
 
 
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--actions", default="line")
     _folders.model(parser)
     _folders.encoder(parser)
+    parser.add_argument("--keep", action="store_true", help="keep the weights of all epochs, 0.5 GB each")
     parser.add_argument("--name", default=None, help="of the result [default: what --on names]")
     options = parser.parse_args(arguments)
     folder, arms = options.runs / options.on, re.split(cli.STRATEGY_ENDS, options.strategies)
@@ -99,10 +100,10 @@ def main(arguments: list[str]) -> None:
         seeds=[int(seed) for seed in options.seeds.split(",")],
         model=options.model,
         scoring={"scorer": "transformers"},
-        discard=True,
+        discard=not options.keep,
         show_progress=True,
     )
-    settings = {name: value for name, value in vars(options).items() if name not in ("data", "runs", "name")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("data", "runs", "name", "keep")}
     results: dict[str, Any] = {
         "machine": before,
         "settings": settings | {name: Path(settings[name]).name for name in ("model", "encoder")},

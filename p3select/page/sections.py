@@ -77,7 +77,11 @@ def head(run: Run, dataset: Dataset, epochs: Sequence[Epoch], signs: Sequence[Si
     tiles = [
         ("Rows", f"{len(dataset):,}", f"{(~np.isnan(last.difficulty)).sum():,} with a difficulty"),
         ("Epochs scored", f"{len(epochs)}", planned),
-        ("Selected", " · ".join(f"{k:,}" for k in picked[-3:]) or "–", f"{ever:,} rows at least once"),
+        (
+            "Selected",
+            "… " * (len(picked) > 3) + " · ".join(f"{k:,}" for k in picked[-3:]) or "–",
+            f"{ever:,} rows at least once",
+        ),
         (
             "Mean difficulty",
             f"{means[-1]:.3f}",

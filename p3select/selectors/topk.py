@@ -1,4 +1,8 @@
-"""The k rows of highest quality: what a DPP would choose if no two rows were alike."""
+"""The k rows of highest quality: what a DPP would choose if no two rows were alike.
+
+By el2n, and in image classification, Paul, Ganguli & Dziugaite, "Deep learning on a data diet" (NeurIPS 2021, arXiv
+2107.07075); by perplexity Marion et al. (see :mod:`p3select.selectors.middle`).
+"""
 
 from __future__ import annotations
 

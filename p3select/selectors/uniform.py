@@ -1,4 +1,8 @@
-"""k rows at random, all alike in chance: the baseline that data selection has to beat."""
+"""k rows at random, all alike in chance: the baseline that data selection has to beat.
+
+Drawn anew in each epoch it is RS2 (Okanovic et al., "Repeated random sampling for minimizing the time-to-accuracy of
+learning", ICLR 2024, arXiv 2305.18424).
+"""
 
 from __future__ import annotations
 
