@@ -140,7 +140,7 @@ def validation(found: Mapping[str, Any], out: Path) -> None:
                 panel.errorbar(
                     places, mean, _arms(mean, low, high), fmt="o", color=color, label=named(group), capsize=3
                 )
-            if len(groups) > 1 and measure == "length":
+            if len(groups) > 1 and panel is panels[columns - 1]:
                 panel.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
             panel.set_xticks(range(len(levels)), [f"{one:g}" if found["ordered"] else one for one in levels])
             panel.set_xlabel(found["against"])

@@ -263,8 +263,8 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
         self.trained: dict[str, str] = {}
         self.where: NDArray[np.int64] | None = None
         self.positions: list[int] = []
-        # When the epoch began; None where it was resumed in its middle, as the time before is not known.
-        self.began: float | None = None
+        # When and at which step the epoch began; None where it was resumed in its middle: the time before is not known.
+        self.began: tuple[float, int] | None = None
 
     def sampler(self, *_: Any) -> Any:
         """Stands in for ``Trainer._get_train_sampler``; called once, when a training starts."""
@@ -392,17 +392,17 @@ class _Attached(transformers.TrainerCallback):  # type: ignore[misc]
             "order": order,
             "trained": dict(self.trained),
         }
-        self.began = None if middle else time.monotonic()
+        self.began = None if middle else (time.monotonic(), state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Record how long the epoch took, for the report."""
+        """Record how long the epoch took, for the report, if it was trained whole."""
         if not state.is_world_process_zero:
             return
         run = self.source.run
         with suppress(OSError):  # Of another training by the same index.
             run.cost("train", self.done).unlink(missing_ok=True)
-        if self.began is not None:
-            run.spend("train", self.done, time.monotonic() - self.began)
+        if self.began is not None and state.global_step - self.began[1] == self.steps(args):
+            run.spend("train", self.done, time.monotonic() - self.began[0])
 
     def _compare(self, rows: NDArray[np.int64], settings: Mapping[str, Any]) -> None:
         """Compare rows of the run with the train dataset's, as far as these are there."""

@@ -377,6 +377,21 @@ def test_a_schedule_that_has_not_moved_is_resumed(selected, tokenizer, rows_of, 
     assert same(weights(resumed), weights(unbroken))
 
 
+def test_the_time_of_an_epoch_that_was_stopped_is_not_recorded(selected, tokenizer, tmp_path):
+    class Stop(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == STEPS + 1
+
+    trainer = make("trl", tmp_path, hf.dataset(selected), tokenizer)
+    hf.attach(trainer, selected)
+    selected.spend("train", 2, 1.0)  # by a training before
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert trainer.state.global_step == STEPS + 1
+    assert selected.cost("train", 1).is_file()
+    assert not selected.cost("train", 2).exists()
+
+
 def test_an_epoch_set_on_the_loader_changes_no_rows(selected, tokenizer, tmp_path):
     """A loader that skips batches after resuming sets its sampler's epoch: to 0 with some versions of accelerate."""
     trainer = make("plain", tmp_path, hf.dataset(selected), tokenizer)
