@@ -204,7 +204,7 @@ def _levels(
 
 def _spreads(spread: Mapping[str, Any]) -> Table:
     """How measures are distributed."""
-    table = _by_strategy("over the rows", ["mean", "5 %", "median", "95 %"])
+    table = _numbers("over the rows", ["mean", "5 %", "median", "95 %"])
     for name, one in spread.items():
         low, _, median, _, high = one["quantiles"]
         table.add_row(name, *map(_short, (one["mean"], low, median, high)))
@@ -214,7 +214,7 @@ def _spreads(spread: Mapping[str, Any]) -> Table:
 def _between(between: Mapping[str, Any]) -> Table:
     """How far the orders of measures agree; numbered, as their names side by side would be wider than a terminal."""
     names = between["measures"]
-    table = _by_strategy("Spearman ρ with", [str(number) for number in range(1, len(names))])
+    table = _numbers("Spearman ρ with", [str(number) for number in range(1, len(names))])
     for number, (name, row) in enumerate(zip(names, between["spearman"], strict=True)):
         table.add_row(f"{number + 1} {name}", *map(_short, row[:number]))
     return table
@@ -246,7 +246,7 @@ def comparison(found: Mapping[str, Any]) -> None:
 def _selections(ones: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> Table:
     """How much strategies select, and of what."""
     short = any(one["shortfall"] for one in ones)
-    table = _by_strategy("selected", ["rows", *(["short"] if short else []), "tokens", "per row", "difficulty", "time"])
+    table = _numbers("selected", ["rows", *(["short"] if short else []), "tokens", "per row", "difficulty", "time"])
     for one in ones:
         table.add_row(
             one["strategy"],
@@ -274,7 +274,7 @@ def _short_of(ones: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> li
 
 def _diverse(ones: Sequence[Mapping[str, Any]]) -> Table:
     """How diverse strategies' selections are."""
-    table = _by_strategy("diversity", ["cells hit", "near-duplicates", "log det / row", "to the nearest"])
+    table = _numbers("diversity", ["cells hit", "near-duplicates", "log det / row", "to the nearest"])
     for one in ones:
         table.add_row(
             one["strategy"],
@@ -287,7 +287,7 @@ def _diverse(ones: Sequence[Mapping[str, Any]]) -> Table:
 
 def _shifts(ones: Sequence[Mapping[str, Any]]) -> Table:
     """How far columns' values are from those of all rows."""
-    table = _by_strategy("other than all rows", [f"Δ {column}" for column in ones[0]["shift"]])
+    table = _numbers("other than all rows", [f"Δ {column}" for column in ones[0]["shift"]])
     for one in ones:
         table.add_row(one["strategy"], *(f"{value:.1%}" for value in one["shift"].values()))
     return table
@@ -299,14 +299,14 @@ def _common(out: Console, names: Sequence[str], values: Sequence[Sequence[float]
     head = "rows in common, %"
     width = max(len(head), *map(len, numbered)) + 3 * (len(names) - 1)
     if width <= out.width:
-        table = _by_strategy(head, [str(number) for number in range(1, len(names))], gap=1)
+        table = _numbers(head, [str(number) for number in range(1, len(names))], gap=1)
         for number, (name, row) in enumerate(zip(numbered, values, strict=True)):
             table.add_row(name, *map(_percent, row[:number]))
         out.print(table)
         if any(1 in row[:number] for number, row in enumerate(values)):
             out.print("=: the same rows")
         return
-    table = _by_strategy("most rows in common", ["%"])
+    table = _numbers("most rows in common", ["%"])
     pairs = [(row[place], place, number) for number, row in enumerate(values) for place in range(number)]
     for value, one, other in sorted(pairs, key=lambda pair: -pair[0])[:ALIKE]:
         table.add_row(f"{names[one]}, {names[other]}", _percent(value))
@@ -319,7 +319,7 @@ def _percent(share: float) -> str:
     return "=" if share == 1 else f"{min(100 * share, 99):.0f}"
 
 
-def _by_strategy(head: str, columns: Sequence[str], gap: int = 2) -> Table:
+def _numbers(head: str, columns: Sequence[str], gap: int = 2) -> Table:
     """A table of numbers, which are not broken or cut: long names are."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     table.add_column(head, overflow="fold")
@@ -334,14 +334,14 @@ def _trainings(trained: Mapping[str, Any]) -> None:
     out.print(f"trained for {trained['epochs']} epochs, seeds {', '.join(map(str, trained['seeds']))}: mean ± 95 %")
     first = trained["strategies"][0]["strategy"]
     for name, before in trained["before"].items():
-        results = _by_strategy("trained by", [name, f"above {first}"])
+        results = _numbers("trained by", [name, f"above {first}"])
         for one in trained["strategies"]:
             result = one["results"][name]
             above = "" if one["strategy"] == first else _with_spread(result["difference"])
             results.add_row(one["strategy"], _with_spread(result), above)
         results.add_row("nothing", f"{before:.4f}", "", style="dim")
         out.print(results)
-    costs = _by_strategy("cost", ["rows", "targets", "training", "to score, prompts too", "scoring"])
+    costs = _numbers("cost", ["rows", "targets", "training", "to score, prompts too", "scoring"])
     for one in trained["strategies"]:
         costs.add_row(
             one["strategy"],
